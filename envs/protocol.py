@@ -1,0 +1,165 @@
+"""Protocol: what a run is trained and scored on, as a value that is named, recorded and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any, Literal
+
+from envs.point import POINT_TASKS
+
+METAWORLD_SUITES = ("mt10", "mt25", "mt50")
+METAWORLD_HORIZON = 500
+
+
+class SuiteError(ValueError):
+    """A suite cannot be built, stepped or restored as asked; the message is one line fit for a user."""
+
+
+@cache
+def metaworld_suites() -> dict[str, tuple[str, ...]]:
+    """Task names of `mt10`, `mt25` and `mt50`, in Meta-World's own order. Imports the simulator."""
+    from metaworld import env_dict
+
+    return {
+        "mt10": tuple(env_dict.MT10_V3),
+        "mt25": tuple(env_dict.MT25_V3),
+        "mt50": tuple(env_dict.MT50_V3),
+    }
+
+
+class _Suites(Mapping[str, tuple[str, ...]]):
+    """Suite name -> task names in order. Meta-World is imported by the first look at one of its suites."""
+
+    def __getitem__(self, name: str) -> tuple[str, ...]:
+        if name == "point":
+            return tuple(POINT_TASKS)
+        if name in METAWORLD_SUITES:
+            return metaworld_suites()[name]
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*METAWORLD_SUITES, "point"))
+
+    def __len__(self) -> int:
+        return len(METAWORLD_SUITES) + 1
+
+
+SUITES: Mapping[str, tuple[str, ...]] = _Suites()
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """The tasks, their reward, their length and their goals.
+
+    Raises `SuiteError` when a value is unknown or out of range.
+    """
+
+    suite: str = "mt10"
+    """mt10, mt25, mt50, point, one task's name, or custom (then `tasks` lists names)."""
+    tasks: tuple[str, ...] | None = None
+    """Task names in order, for suite custom only; Meta-World's `-v3` may be left out."""
+    reward: Literal["v1", "v2"] = "v2"
+    """Meta-World's reward: v2 gives 0 to 10 per step, v1 is unbounded and very unequal between tasks."""
+    horizon: int = METAWORLD_HORIZON
+    """Control steps per episode; at most 500 for Meta-World."""
+    goals: Literal["random", "fixed"] = "random"
+    """random: one of `num_goals` at every reset. fixed: one per task for the whole run and its evaluation."""
+    num_goals: int = 50
+    """Goals per task, drawn once."""
+    goal_seed: int | None = None
+    """Seed of the goals; none means the run's seed."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.suite, str):
+            raise SuiteError(f"suite: {self.suite!r} is not a name")
+        _one_of("reward", self.reward, ("v1", "v2"))
+        _one_of("goals", self.goals, ("random", "fixed"))
+        _whole("num_goals", self.num_goals, 1)
+        if self.goal_seed is not None:
+            _whole("goal_seed", self.goal_seed, 0)
+        if self.suite == "custom":
+            if isinstance(self.tasks, str) or not isinstance(self.tasks, Iterable) or not self.tasks:
+                raise SuiteError(
+                    f"tasks: {self.tasks!r} is not a list of task names, which suite custom needs"
+                )
+            tasks = tuple(_task("tasks", name) for name in self.tasks)
+            if repeated := sorted({name for name in tasks if tasks.count(name) > 1}):
+                raise SuiteError(f"tasks: {repeated[0]!r} is listed more than once")
+            object.__setattr__(self, "tasks", tasks)
+        elif self.tasks is not None:
+            raise SuiteError(f"tasks: only suite custom takes a list, and suite is {self.suite!r}")
+        elif self.suite not in SUITES:
+            object.__setattr__(self, "suite", _task("suite", self.suite))
+        simulated = self.suite in METAWORLD_SUITES or any(name not in POINT_TASKS for name in self.task_names)
+        _whole("horizon", self.horizon, 1, METAWORLD_HORIZON if simulated else None)
+        if self.reward == "v1" and not simulated:
+            raise SuiteError("reward: 'v1' is Meta-World's; the point tasks have one reward, under 'v2'")
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks in order, in full (`reach-v3`)."""
+        if self.tasks is not None:
+            return self.tasks
+        return SUITES.get(self.suite, (self.suite,))
+
+    @property
+    def name(self) -> str:
+        """A name that reads, without the seed: `mt10-v2-h500-random50`, `mt10-v1-h150-fixed`."""
+        suite = self.suite if self.tasks is None else f"custom{len(self.tasks)}"
+        goals = "fixed" if self.goals == "fixed" else f"random{self.num_goals}"
+        return f"{suite}-{self.reward}-h{self.horizon}-{goals}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON and YAML can hold; `from_dict` takes them back."""
+        values = dataclasses.asdict(self)
+        values["tasks"] = None if self.tasks is None else list(self.tasks)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
+        """The protocol that `to_dict` wrote. Raises `SuiteError` for an unknown key or a bad value."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise SuiteError(
+                    f"protocol has no setting {key!r}{_nearest(key, known)}; it has {', '.join(known)}"
+                )
+        return cls(**values)
+
+
+def _task(key: str, name: object) -> str:
+    """The full name of a task. Raises `SuiteError` with the nearest valid name when there is none."""
+    if name in POINT_TASKS:
+        return str(name)
+    known = metaworld_suites()["mt50"]
+    if name in known:
+        return str(name)
+    if f"{name}-v3" in known:
+        return f"{name}-v3"
+    valid = [*known, *POINT_TASKS]
+    if key == "suite":
+        valid += [*SUITES, "custom"]
+        expected = f"a suite ({', '.join((*SUITES, 'custom'))}) or a task"
+    else:
+        expected = "a task"
+    raise SuiteError(f"{key}: {name!r} is not {expected}{_nearest(str(name), valid)}")
+
+
+def _nearest(name: str, valid: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _one_of(key: str, value: object, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise SuiteError(f"{key}: {value!r} is not one of {', '.join(valid)}{_nearest(str(value), valid)}")
+
+
+def _whole(key: str, value: object, low: int, high: int | None = None) -> None:
+    fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
+    if not fits or (high is not None and isinstance(value, int) and value > high):
+        span = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise SuiteError(f"{key}: {value!r} is not a whole number {span}")

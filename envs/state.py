@@ -1,0 +1,130 @@
+"""The whole state of a MuJoCo env as plain data, and back.
+
+Plain: None, bool, int, float, str, arrays, and lists and string-keyed dicts of them; nothing pickled. A
+value of any other kind is written as a dict with one tag as its key (`tuple`, `scalar`, `view`, …).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+MODEL_FIELDS = ("body_pos", "site_pos")
+"""The fields of the model that Meta-World's resets change."""
+
+_FIXED_TYPES = (mujoco.MjModel, mujoco.MjData, gym.spaces.Space)
+_FIXED_NAMES = frozenset(
+    {"mujoco_renderer", "metadata", "spec", "fullpath", "_ezpickle_args", "_ezpickle_kwargs"}
+    | {"render_mode", "width", "height", "camera_name", "camera_id", "reward_function_version"}
+)
+
+
+def capture(env: Any) -> dict[str, Any]:
+    """The state of an env with `model` and `data`.
+
+    Raises `TypeError` when an attribute is of a kind that cannot be captured, so that none is lost silently.
+    """
+    physics = np.empty(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(env.model, env.data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+    fields = _Fields(env)
+    return {
+        "physics": physics,
+        "model": {name: getattr(env.model, name).copy() for name in MODEL_FIELDS},
+        "attributes": {name: _encode(name, env.__dict__[name], fields) for name in _changing(env)},
+    }
+
+
+def restore(env: Any, state: dict[str, Any]) -> None:
+    """Put what `capture` returned into an env of the same task."""
+    for name in MODEL_FIELDS:
+        getattr(env.model, name)[:] = state["model"][name]
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    mujoco.mj_setState(env.model, env.data, state["physics"], kind)
+    # Positions of bodies and sites are derived; computing them overwrites the warm start, hence twice.
+    mujoco.mj_forward(env.model, env.data)
+    mujoco.mj_setState(env.model, env.data, state["physics"], kind)
+    for name in _changing(env):
+        del env.__dict__[name]
+    for name, value in state["attributes"].items():
+        env.__dict__[name] = _decode(value, env)
+
+
+def _changing(env: Any) -> list[str]:
+    return [
+        name
+        for name, value in env.__dict__.items()
+        if name not in _FIXED_NAMES and not isinstance(value, _FIXED_TYPES)
+    ]
+
+
+class _Fields:
+    """Where the arrays of an env's model and data lie in memory."""
+
+    def __init__(self, env: Any) -> None:
+        self._spans: list[tuple[int, int, str, str]] | None = None
+        self._env = env
+
+    def find(self, array: NDArray[Any]) -> tuple[str, str, int] | None:
+        """(owner, field, first element) when `array` is a contiguous part of a field, else None."""
+        if self._spans is None:
+            self._spans = []
+            for owner in ("data", "model"):
+                holder = getattr(self._env, owner)
+                for field in dir(holder):
+                    value = None if field.startswith("_") else getattr(holder, field, None)
+                    if isinstance(value, np.ndarray) and value.size:
+                        start = value.__array_interface__["data"][0]
+                        self._spans.append((start, start + value.nbytes, owner, field))
+        start = array.__array_interface__["data"][0]
+        for low, high, owner, field in self._spans:
+            if low <= start < high:
+                return owner, field, (start - low) // array.itemsize
+        return None
+
+
+def _encode(name: str, value: Any, fields: _Fields) -> Any:
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, np.ndarray):
+        # Some tasks keep a live view of the simulator's memory; a copy would no longer follow it.
+        found = None if value.flags.owndata else fields.find(value)
+        if found is None:
+            return value.copy()
+        if not value.flags.c_contiguous:
+            raise TypeError(f"attribute {name} is a strided view of {found[0]}.{found[1]}")
+        return {"view": [*found, *value.shape]}
+    if isinstance(value, np.generic):
+        return {"scalar": np.array(value)}
+    if isinstance(value, np.random.Generator):
+        return {"generator": value.bit_generator.state}
+    if type(value) in (list, tuple):
+        return {type(value).__name__: [_encode(name, item, fields) for item in value]}
+    if type(value) is dict and all(type(key) is str for key in value):
+        return {"dict": {key: _encode(name, item, fields) for key, item in value.items()}}
+    raise TypeError(f"attribute {name} of type {type(value).__name__} cannot be captured")
+
+
+def _decode(value: Any, env: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if not isinstance(value, dict):
+        return value
+    ((tag, content),) = value.items()
+    if tag == "view":
+        owner, field, first, *shape = content
+        whole = getattr(getattr(env, owner), field).reshape(-1)
+        return whole[first : first + int(np.prod(shape))].reshape(shape)
+    if tag == "scalar":
+        return content[()]
+    if tag == "generator":
+        generator = np.random.default_rng()
+        generator.bit_generator.state = content
+        return generator
+    if tag == "dict":
+        return {key: _decode(item, env) for key, item in content.items()}
+    items = [_decode(item, env) for item in content]
+    return tuple(items) if tag == "tuple" else items

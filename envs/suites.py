@@ -1,0 +1,98 @@
+"""make_suite: a protocol, or one's own envs, as one VecEnv with exactly one env per task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import gymnasium as gym
+
+from envs.point import POINT_TASKS
+from envs.protocol import Protocol, SuiteError
+from envs.wrappers import TaskSpec
+
+if TYPE_CHECKING:
+    from envs.vec import SuiteVecEnv
+
+
+def make_suite(
+    protocol: Protocol | Mapping[str, Callable[[], gym.Env[Any, Any]]],
+    *,
+    seed: int = 0,
+    workers: int | Literal["auto"] = "auto",
+    evaluation: bool = False,
+    horizon: int | None = None,
+) -> SuiteVecEnv:
+    """One env per task of a protocol, or of one's own: a mapping of names to functions that make an env.
+
+    One's own envs have 1-D observations of one size and actions of one size in bounded boxes. An env may have
+    `draw_goals(num_goals, seed) -> [num_goals, ·]` and `set_goal(goal)` to take part in the choice of goals
+    (50 per task), and `get_state()` and `set_state(state)` (plain data) to be saved mid-episode.
+
+    seed: of the goals, unless the protocol has its own, and of each task's choices; the same seed gives the
+        same goals and trajectories for any number of workers.
+    workers: 0 steps the tasks in this process, n shares them among n processes, auto decides by cores.
+    evaluation: visit each task's goals in their order instead of at random.
+    horizon: control steps per episode, for a mapping only; none leaves it to the envs.
+
+    Raises `SuiteError` when the suite cannot be built as asked.
+    """
+    from envs.vec import SuiteVecEnv
+
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise SuiteError(f"seed: {seed!r} is not a whole number of at least 0")
+    if isinstance(protocol, Protocol):
+        if horizon is not None:
+            raise SuiteError("horizon: it is the protocol's; the argument is for a mapping of one's own envs")
+        named, settings = protocol, protocol
+        makers = {name: _maker(name, protocol) for name in protocol.task_names}
+        steps: int | None = protocol.horizon
+    else:
+        named, settings = None, Protocol()
+        makers = dict(protocol)
+        if not makers:
+            raise SuiteError("the mapping of envs is empty")
+        if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1):
+            raise SuiteError(f"horizon: {horizon!r} is not a whole number of at least 1")
+        steps = horizon
+    specs = [
+        TaskSpec(
+            name=name,
+            make=make,
+            index=index,
+            num_tasks=len(makers),
+            horizon=steps,
+            num_goals=1 if settings.goals == "fixed" else settings.num_goals,
+            goal_seed=seed if settings.goal_seed is None else settings.goal_seed,
+            seed=seed,
+            evaluation=evaluation,
+        )
+        for index, (name, make) in enumerate(makers.items())
+    ]
+    return SuiteVecEnv(specs, protocol=named, workers=_workers(workers, makers))
+
+
+def _maker(name: str, protocol: Protocol) -> Callable[[], gym.Env[Any, Any]]:
+    if name in POINT_TASKS:
+        return POINT_TASKS[name]
+    return partial(_make_metaworld, name, protocol.reward)
+
+
+def _make_metaworld(name: str, reward: Literal["v1", "v2"]) -> gym.Env[Any, Any]:
+    from envs.simulator import MetaWorldTask
+
+    return MetaWorldTask(name, reward)
+
+
+def _workers(asked: int | str, makers: Mapping[str, Any]) -> int:
+    """The number of worker processes, 0 for none."""
+    if asked == "auto":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cheap = all(name in POINT_TASKS for name in makers)
+        # Beside the learner, one more core does not make up for the pipes.
+        return 0 if cheap or cores <= 2 else min(len(makers), cores - 1)
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 0:
+        raise SuiteError(f"workers: {asked!r} is neither 'auto' nor a whole number of at least 0")
+    return asked

@@ -1,0 +1,170 @@
+"""SuiteVecEnv: a suite as a Stable-Baselines3 VecEnv, in this process or shared among workers.
+
+The only module of the package that imports Stable-Baselines3, and with it torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
+
+from envs.group import Group, full_name
+from envs.protocol import Protocol, SuiteError
+from envs.worker import RemoteGroup
+from envs.wrappers import TaskSpec
+
+
+class SuiteVecEnv(VecEnv):
+    """One env per task; row t of every array belongs to task t.
+
+    Observations `[T, D + T]` float32, the last T of them the task's one-hot; actions `[T, A]` in [-1, 1];
+    rewards `[T]` float32; dones `[T]` bool. All arrays are fresh. An episode that ends is reset in the same
+    step: the observation is the next episode's first, the true last one is `info["terminal_observation"]`.
+
+    Raises `SuiteError` when the tasks' spaces differ, when a task returns a non-finite number, and when a
+    worker process has died; then `restart_workers` and `set_state` go on from the last known state.
+    """
+
+    def __init__(self, specs: Sequence[TaskSpec], *, protocol: Protocol | None, workers: int) -> None:
+        self.task_names = tuple(spec.name for spec in specs)
+        self.task_dim = len(specs)
+        self.protocol = protocol
+        self._groups: list[Group | RemoteGroup] = []
+        self._rows: list[list[int]] = []
+        self._closed = False
+        try:
+            kind: Callable[[Sequence[TaskSpec]], Group | RemoteGroup] = RemoteGroup if workers else Group
+            for rows in np.array_split(np.arange(len(specs)), min(max(workers, 1), len(specs))):
+                self._groups.append(kind([specs[t] for t in rows]))
+                self._rows.append(rows.tolist())
+            spaces = self._flat(self._ask("spaces"))
+            _require_equal(self.task_names, spaces, self.task_dim)
+            low = np.min([observations.low for observations, _ in spaces], axis=0)
+            high = np.max([observations.high for observations, _ in spaces], axis=0)
+            super().__init__(len(specs), gym.spaces.Box(low, high, dtype=np.float32), spaces[0][1])
+        except BaseException:
+            self.close()
+            raise
+
+    def reset(self) -> NDArray[np.float32]:
+        """Start an episode of every task with the seeds and options set before: observations `[T, D + T]`."""
+        for group, rows in zip(self._groups, self._rows, strict=True):
+            group.send("reset", [self._seeds[t] for t in rows], [self._options[t] for t in rows])
+        self._reset_seeds()
+        self._reset_options()
+        started = self._receive()
+        self.reset_infos = self._flat([infos for _, infos in started])
+        return np.concatenate([observations for observations, _ in started])
+
+    def step_async(self, actions: NDArray[np.float32]) -> None:
+        """Start a step with actions `[T, A]`."""
+        actions = np.asarray(actions, np.float32)
+        for group, rows in zip(self._groups, self._rows, strict=True):
+            group.send("step", actions[rows[0] : rows[-1] + 1])
+
+    def step_wait(
+        self,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]]:
+        """The end of that step: observations `[T, D + T]`, rewards `[T]`, dones `[T]`, infos."""
+        stepped = self._receive()
+        for rows, (*_, begun) in zip(self._rows, stepped, strict=True):
+            for i, info in begun.items():
+                self.reset_infos[rows[i]] = info
+        return (
+            np.concatenate([observations for observations, *_ in stepped]),
+            np.concatenate([rewards for _, rewards, *_ in stepped]),
+            np.concatenate([dones for _, _, dones, *_ in stepped]),
+            self._flat([infos for _, _, _, infos, _ in stepped]),
+        )
+
+    def get_state(self) -> list[dict[str, Any]]:
+        """Per task all that an episode changes, as plain data, from which `set_state` goes on bit for bit."""
+        return self._flat(self._ask("get_state"))
+
+    def set_state(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on from what `get_state` returned, here or in another env of the same suite."""
+        if len(states) != self.num_envs:
+            raise SuiteError(f"the state is of {len(states)} tasks, the suite has {self.num_envs}")
+        for group, rows in zip(self._groups, self._rows, strict=True):
+            group.send("set_state", [states[t] for t in rows])
+        self._receive()
+
+    def restart_workers(self) -> tuple[str, ...]:
+        """Start anew the workers that have died; return their tasks, which wait for a reset or a state."""
+        restarted: list[str] = []
+        for group in self._groups:
+            if isinstance(group, RemoteGroup) and not group.is_alive():
+                group.restart()
+                restarted.extend(group.task_names)
+        return tuple(restarted)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        return self._at(indices, "get", attr_name)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        self._at(indices, "set", attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        return self._at(indices, "call", method_name, after=(method_args, method_kwargs))
+
+    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
+        return self._at(indices, "wrapped", full_name(wrapper_class))
+
+    def close(self) -> None:
+        """Close the envs and end the workers; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            for group in self._groups:
+                group.close()
+
+    def _ask(self, method: str) -> list[Any]:
+        for group in self._groups:
+            group.send(method)
+        return self._receive()
+
+    def _receive(self) -> list[Any]:
+        """Every group's answer. All are taken before an error is raised, so that none is left in a pipe."""
+        answers, errors = [], []
+        for group in self._groups:
+            try:
+                answers.append(group.receive())
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return answers
+
+    def _at(
+        self, indices: VecEnvIndices, method: str, *arguments: Any, after: tuple[Any, ...] = ()
+    ) -> list[Any]:
+        """A method of the groups for some tasks, its results in the order of `indices`."""
+        wanted = list(self._get_indices(indices))
+        results: dict[int, Any] = {}
+        for group, rows in zip(self._groups, self._rows, strict=True):
+            chosen = [t for t in rows if t in wanted]
+            if chosen:
+                group.send(method, *arguments, [rows.index(t) for t in chosen], *after)
+                results.update(zip(chosen, group.receive() or [None] * len(chosen), strict=True))
+        return [results[t] for t in wanted]
+
+    @staticmethod
+    def _flat(lists: Sequence[list[Any]]) -> list[Any]:
+        return [item for items in lists for item in items]
+
+
+def _require_equal(names: Sequence[str], spaces: Sequence[tuple[Any, Any]], num_tasks: int) -> None:
+    for kind, offset in (("observation", num_tasks), ("action", 0)):
+        sizes = [pair[0 if kind == "observation" else 1].shape[0] - offset for pair in spaces]
+        for name, size in zip(names, sizes, strict=True):
+            if size != sizes[0]:
+                raise SuiteError(
+                    f"task {name}: its {kind}s have {size} numbers, those of task {names[0]} {sizes[0]}; "
+                    "the tasks of a suite need equal ones"
+                )

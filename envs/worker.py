@@ -1,0 +1,127 @@
+"""A worker process that owns some tasks, and its handle. Loads no torch.
+
+Workers are started as plain `python -c`, not by multiprocessing, which would import the caller's main module,
+and with it torch, into each of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]
+
+from envs.group import Group
+from envs.protocol import SuiteError
+from envs.wrappers import TaskSpec
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class RemoteGroup:
+    """A `Group` in a worker process of its own, with one thread.
+
+    Raises `SuiteError`, naming the tasks, from `receive` when the process has died.
+    """
+
+    def __init__(self, specs: Sequence[TaskSpec]) -> None:
+        self.task_names = tuple(spec.name for spec in specs)
+        # Functions that are defined in the caller's main module or in a function need more than pickle.
+        self._specs: bytes = cloudpickle.dumps(list(specs))
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the process; its tasks then wait for a reset or a state."""
+        self._pipe, theirs = Pipe()
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", f"from envs.worker import main; main({theirs.fileno()})"],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONPATH": path},
+            # Ctrl-C is the parent's to answer: it still needs its workers to save the run.
+            start_new_session=True,
+        )
+        theirs.close()
+        self._send(self._specs)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def is_alive(self) -> bool:
+        """Whether the process is running."""
+        return self._process.poll() is None
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Ask for `method(*arguments)` of the group."""
+        self._send(pickle.dumps((method, arguments)))
+
+    def receive(self) -> Any:
+        """The answer to the last `send`; raises what the method raised."""
+        try:
+            answer, error = self._pipe.recv()
+        except (EOFError, OSError):
+            code = self._process.wait()
+            tasks = ", ".join(self.task_names)
+            raise SuiteError(f"the worker process of {tasks} has died (exit code {code})") from None
+        if error is not None:
+            raise error
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _send(self, content: bytes) -> None:
+        # Where the process is gone, `receive` says so, once the answers of all the others have been taken.
+        with contextlib.suppress(OSError):
+            self._pipe.send_bytes(content)
+
+
+def main(handle: int) -> None:
+    """Serve a group until the other end of the pipe closes. handle: the file descriptor of this end."""
+    # A scheduler signals every process of a job, but the parent still needs this one to save the run.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    pipe: Connection[Any, Any] = Connection(handle)
+    try:
+        try:
+            group = Group(pickle.loads(pipe.recv_bytes()))
+        except Exception as error:
+            pipe.send((None, _portable(error)))
+            return
+        while True:
+            method, arguments = pickle.loads(pipe.recv_bytes())
+            answer, failure = None, None
+            try:
+                answer = getattr(group, method)(*arguments)
+            except Exception as error:
+                failure = _portable(error)
+            pipe.send((answer, failure))
+    except (EOFError, OSError):
+        return
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself if it survives the way to the parent, else one with its text."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error

@@ -1,0 +1,278 @@
+"""What happens beside training: logging, evaluation, the progress bar, a clean stop.
+
+All are Stable-Baselines3 callbacks of a :class:`mtrl.train.Trainer`.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Figure
+from stable_baselines3.common.vec_env import VecEnv
+
+from mtrl.conflict import Conflict
+from mtrl.evaluate import Scores, evaluate
+from mtrl.figures import cosine_figure
+
+if TYPE_CHECKING:
+    from mtrl.train import Trainer
+
+PER_TASK = {
+    "critic_loss": "train_critic_loss", "actor_loss": "train_actor_loss", "q": "train_q",
+    "alpha": "train_ent_coef", "reward_scale": "train_reward_scale", "log_prob": "train_log_prob",
+}  # fmt: skip
+EPISODES_IN_MEAN = 10  # per task, in the rollout means
+
+
+class Diverged(RuntimeError):
+    """A loss or a gradient stopped being finite. Names task, network and step."""
+
+
+class TrainerCallback(BaseCallback):
+    """A callback that knows the tasks' names and acts every ``every`` steps per task."""
+
+    def __init__(self, every: int = 1) -> None:
+        super().__init__()
+        self.every = every
+
+    @property
+    def trainer(self) -> Trainer:
+        return self.model  # type: ignore[return-value]
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return self.trainer.agent.policy.task_names
+
+    @property
+    def steps_per_task(self) -> int:
+        return self.trainer.num_timesteps // self.trainer.envs.num_envs
+
+    def record(self, tag: str, value: Any) -> None:
+        """A mean over tasks under ``tag``'s Stable-Baselines3 name is the caller's; floats only."""
+        self.logger.record(tag, float(value))
+
+    def record_tasks(self, metric: str, values: Any) -> None:
+        """``metric/<task>`` for each finite value of ``[T]``."""
+        for name, value in zip(self.task_names, values, strict=True):
+            if np.isfinite(value):
+                self.record(f"{metric}/{name}", value)
+
+    def _on_step(self) -> bool:
+        return self.due() if self.every > 0 and self.steps_per_task % self.every == 0 else True
+
+    def due(self) -> bool:
+        """Every ``every`` steps per task; False stops the training."""
+        return True
+
+
+class LogCallback(TrainerCallback):
+    """Reads the device's numbers and writes a row of the log; stops a run that is no longer finite."""
+
+    def _on_training_start(self) -> None:
+        self.returns: list[deque[float]] = [deque(maxlen=EPISODES_IN_MEAN) for _ in self.task_names]
+        self.successes: list[deque[float]] = [deque(maxlen=EPISODES_IN_MEAN) for _ in self.task_names]
+        self.before = dict(self.trainer.seconds), self.trainer.num_timesteps, self.trainer.num_updates
+        self.success_rate = float("nan")
+
+    def _on_step(self) -> bool:
+        for t in np.flatnonzero(self.locals["dones"]):
+            info = self.locals["infos"][t]
+            self.returns[t].append(info["episode"]["r"])
+            self.successes[t].append(info["is_success"])
+        return super()._on_step()
+
+    def due(self) -> bool:
+        self._record_rollouts()
+        self._record_training()
+        self._record_time()
+        self.trainer.dump_logs()
+        return True
+
+    def _record_rollouts(self) -> None:
+        for tag, metric, window in (
+            ("rollout/ep_rew_mean", "rollout_return", self.returns),
+            ("rollout/success_rate", "rollout_success", self.successes),
+        ):
+            means = np.array([np.mean(w) if w else np.nan for w in window])
+            self.record_tasks(metric, means)
+            if np.isfinite(means).any():
+                self.record(tag, np.nanmean(means))
+        self.success_rate = self.logger.name_to_value.get("rollout/success_rate", float("nan"))
+
+    def _record_training(self) -> None:
+        metrics = self.trainer.metrics
+        if not metrics:
+            return
+        for network in ("critic", "actor"):
+            check_finite(network, metrics[f"{network}_finite"], self.task_names, self.steps_per_task)
+            self.record_tasks(f"train_{network}_weight", metrics[f"{network}_weights"].tolist())
+        for key, metric in PER_TASK.items():
+            self.record_tasks(metric, metrics[key].tolist())
+        for key, tag in (
+            ("critic_loss", "train/critic_loss"), ("actor_loss", "train/actor_loss"), ("alpha", "train/ent_coef"),
+        ):  # fmt: skip
+            self.record(tag, metrics[key].mean())
+        self.record("train/n_updates", self.trainer.num_updates)
+
+    def _record_time(self) -> None:
+        trainer = self.trainer
+        seconds, timesteps, updates = self.before
+        self.before = dict(trainer.seconds), trainer.num_timesteps, trainer.num_updates
+        spent = {key: trainer.seconds[key] - seconds[key] for key in seconds}
+        steps = (trainer.num_timesteps - timesteps) / trainer.envs.num_envs
+        spent["total"] -= spent["evaluation"]
+        if trainer.num_updates > updates:
+            self.record("time/update_ms", 1e3 * spent["update"] / (trainer.num_updates - updates))
+        self.record("time/env_ms", 1e3 * spent["env"] / steps)
+        self.record("time/other_ms", 1e3 * (spent["total"] - spent["env"] - spent["update"]) / steps)
+        self.record("time/fps", (trainer.num_timesteps - timesteps) / spent["total"])
+        self.record("time/steps_per_task", self.steps_per_task)
+        self.record("time/seconds", trainer.seconds["total"])
+
+
+def check_finite(network: str, finite: torch.Tensor, task_names: tuple[str, ...], step: int) -> None:
+    """Raise :class:`Diverged` naming the first task whose loss or gradient is not finite."""
+    if not finite.all():
+        names = [name for name, ok in zip(task_names, finite.tolist(), strict=True) if not ok]
+        raise Diverged(f"{network} loss or gradient is not finite for {', '.join(names)} at step {step} per task")
+
+
+class ConflictCallback(TrainerCallback):
+    """Writes how the tasks' gradients conflict: scalars and a picture for TensorBoard, rows for a file.
+
+    Args:
+        every: steps per task between looks for a new measurement.
+        picture_every: steps per task between pictures of the cosine matrix.
+        on_conflict: called with (steps per task, network, measurement).
+    """
+
+    def __init__(
+        self, every: int, picture_every: int, on_conflict: Callable[[int, str, Conflict], None]
+    ) -> None:
+        super().__init__(every)
+        self.picture_every, self.on_conflict = picture_every, on_conflict
+        self.last: Conflict | None = None
+        self.next_picture = 0
+
+    def due(self) -> bool:
+        metrics = self.trainer.metrics
+        if "conflict_critic" not in metrics or metrics["conflict_critic"] is self.last:
+            return True
+        self.last = metrics["conflict_critic"]
+        with_picture = self.steps_per_task >= self.next_picture
+        for network in ("critic", "actor"):
+            conflict: Conflict = metrics[f"conflict_{network}"]
+            for key, value in conflict.summary().items():
+                self.record(f"conflict_{network}/{key}", value)
+            self.record_tasks(f"conflict_{network}_norm", conflict.norms.tolist())
+            self.on_conflict(self.steps_per_task, network, conflict)
+            if with_picture:
+                figure = cosine_figure(conflict, self.task_names)
+                self.logger.record(f"conflict_{network}/cosines", Figure(figure, close=True), exclude=("csv",))
+        if with_picture:
+            self.next_picture = self.steps_per_task + self.picture_every
+        return True
+
+
+class EvaluationCallback(TrainerCallback):
+    """Evaluates on environments of its own, hands the scores on, keeps the best policy's file.
+
+    Args:
+        envs: made for evaluation, one per task.
+        every: steps per task between evaluations; 0 is only at the end.
+        episodes: per task.
+        on_scores: called with (steps per task, seconds of training, scores).
+        best: where the best policy so far is kept.
+    """
+
+    def __init__(
+        self, envs: VecEnv, every: int, episodes: int,
+        on_scores: Callable[[int, float, Scores], None], best: Path,
+    ) -> None:  # fmt: skip
+        super().__init__(every)
+        self.envs, self.episodes, self.on_scores, self.best = envs, episodes, on_scores, best
+        self.last: tuple[int, Scores] | None = None
+        self.best_success = -1.0
+
+    def due(self) -> bool:
+        start = time.perf_counter()
+        scores = evaluate(self.trainer, self.envs, self.episodes, self.task_names)
+        self.trainer.seconds["evaluation"] += time.perf_counter() - start
+        self.last = self.steps_per_task, scores
+        self.record("eval/mean_reward", scores.mean_return)
+        self.record("eval/success_rate", scores.mean_success)
+        self.record_tasks("eval_success", [s.success.mean() for s in scores.tasks.values()])
+        self.record_tasks("eval_return", [s.returns.mean() for s in scores.tasks.values()])
+        self.trainer.dump_logs()
+        self.on_scores(self.steps_per_task, self.trainer.seconds["total"], scores)
+        if scores.mean_success > self.best_success:
+            self.best_success = scores.mean_success
+            self.trainer.agent.policy.save(self.best)
+        return True
+
+    def _on_training_end(self) -> None:
+        if self.last is None or self.last[0] != self.steps_per_task:
+            self.due()
+
+
+class InterruptCallback(TrainerCallback):
+    """The first SIGINT or SIGTERM ends the loop after the current step; a second SIGINT is Python's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: str | None = None
+        self.previous: dict[int, Any] = {}
+
+    def _on_training_start(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def due(self) -> bool:
+        return self.received is None
+
+    def _on_training_end(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+class ProgressCallback(TrainerCallback):
+    """A bar with ETA, steps/s, success so far and at the last evaluation. Only for a terminal."""
+
+    def __init__(self, log: LogCallback, evaluation: EvaluationCallback) -> None:
+        super().__init__()
+        self.log, self.evaluation = log, evaluation
+
+    def _on_training_start(self) -> None:
+        self.progress = Progress(
+            TextColumn("steps per task"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"), refresh_per_second=2,
+        )  # fmt: skip
+        total = self.locals["total_timesteps"] // self.trainer.envs.num_envs
+        self.bar = self.progress.add_task("", total=total, completed=self.steps_per_task, status="warming up")
+        self.progress.start()
+
+    def due(self) -> bool:
+        status = f"{self.trainer.num_timesteps / max(self.trainer.seconds['total'], 1e-9):.0f} steps/s"
+        if np.isfinite(self.log.success_rate):
+            status += f" · success {self.log.success_rate:.2f}"
+        if self.evaluation.last is not None:
+            status += f" · last evaluation {self.evaluation.last[1].mean_success:.2f}"
+        self.progress.update(self.bar, completed=self.steps_per_task, status=status)
+        return True
+
+    def _on_training_end(self) -> None:
+        self.progress.stop()

@@ -1,0 +1,63 @@
+"""``mtrl``: the command line, and the only module that meets both ``envs`` and ``mtrl``.
+
+Bad input ends with one line and exit code 2, a diverged run with 3, an interrupted one with 4.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import mtrl
+from envs import SuiteError
+from mtrl.config import ConfigError, nearest
+from mtrl.optimizers import OptimizerError
+from mtrl.policy import PolicyError
+
+BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 4
+COMMANDS = {
+    "train": "train an agent: --config NAME and any setting by its dotted name",
+    "evaluate": "evaluate a run's or a file's policy, per task",
+    "compare": "statistics and curves over several runs",
+    "list": "what there is: configs, suites, tasks, optimizers",
+    "bench": "time the parts of training on this machine",
+    "doctor": "check this machine and installation",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except (ConfigError, SuiteError, OptimizerError, PolicyError) as error:
+        print(f"mtrl: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        print("mtrl: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: mtrl COMMAND ...\n")
+        for name, text in COMMANDS.items():
+            print(f"  {name:10} {text}")
+        print("\nmtrl COMMAND --help tells more; mtrl --version")
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"mtrl {mtrl.__version__}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        raise ConfigError(f"no command {command!r}{nearest(command, COMMANDS)}; there are {', '.join(COMMANDS)}")
+    module = importlib.import_module(f"mtrl.commands.{command}")
+    code: int = module.main(rest)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Every setting of the agent and of the loop, with its default, once.
+
+A protocol's defaults live in ``envs.Protocol``, a multi-task optimizer's options in its class.
+Values are checked when the dataclass is made: :class:`ConfigError` names the key, the value and what
+would be valid.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used. One line: the key, its value, what would be valid."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """``, did you mean 'x'?`` with the nearest valid name, or nothing."""
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _check(condition: bool, key: str, value: object, valid: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}: {value!r} is not valid; it must be {valid}")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A fully connected network and the step that trains it (both networks have these).
+
+    Args:
+        hidden: widths of the hidden layers.
+        activation: the non-linearity behind each hidden layer.
+        layer_norm: LayerNorm before each activation (Ba et al. 2016); what keeps a critic's
+            values bounded at high update-to-data ratios (Ball et al. 2023, arXiv 2302.02948).
+        dropout: probability that a hidden unit is dropped in an update, before LayerNorm as in
+            DroQ (Hiraoka et al. 2022, arXiv 2110.02034); acting never drops.
+        init: ``torch`` (uniform ±1/√fan_in), ``xavier`` (uniform, zero biases: the paper's) or
+            ``orthogonal`` (gain √2, last layer 0.01 for the actor and 1 for the critic, zero biases).
+        learning_rate: of Adam.
+        weight_decay: coefficient λ; never on biases and LayerNorm's parameters.
+        decay: ``coupled`` adds λθ to the gradient (L2; the paper's), ``decoupled`` shrinks the
+            weights beside it (AdamW, Loshchilov & Hutter 2019, arXiv 1711.05101).
+        max_grad_norm: the combined gradient is scaled down to this 2-norm; None leaves it.
+    """
+
+    hidden: tuple[int, ...] = (256, 256, 256)
+    activation: Literal["relu", "tanh", "silu", "gelu", "elu"] = "relu"
+    layer_norm: bool = False
+    dropout: float = 0.0
+    init: Literal["torch", "xavier", "orthogonal"] = "orthogonal"
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.0
+    decay: Literal["coupled", "decoupled"] = "decoupled"
+    max_grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        _check(all(width > 0 for width in self.hidden), "hidden", self.hidden, "a list of positive widths")
+        _check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
+        _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        _check(
+            self.max_grad_norm is None or self.max_grad_norm > 0,
+            "max_grad_norm", self.max_grad_norm, "> 0, or null",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ActorConfig(NetworkConfig):
+    """The squashed-Gaussian actor.
+
+    Args:
+        log_std: how the network's second output becomes log σ: ``clip`` cuts it to
+            [log_std_min, log_std_max], ``tanh`` rescales tanh(·) into it (never a zero gradient).
+    """
+
+    log_std: Literal["clip", "tanh"] = "tanh"
+    log_std_min: float = -5.0
+    log_std_max: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(
+            self.log_std_min < self.log_std_max,
+            "log_std_min", self.log_std_min, f"below log_std_max ({self.log_std_max})",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CriticConfig(NetworkConfig):
+    """The critics.
+
+    Args:
+        ensemble: how many; the target and the actor take their minimum (Fujimoto et al. 2018).
+    """
+
+    layer_norm: bool = True
+    ensemble: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.ensemble >= 1, "ensemble", self.ensemble, ">= 1")
+
+
+@dataclass(frozen=True)
+class TemperatureConfig:
+    """The entropy temperature α.
+
+    Args:
+        shared: one α for all tasks (the paper's), or one for each: tasks differ in how soon they
+            can afford to stop exploring.
+        initial: α at the start. 0.1 suits rewards whose returns are of order ten (see
+            ``AgentConfig.reward_scale``); 1 is customary for raw rewards.
+        loss: through ``log_alpha`` (SB3's) or ``alpha`` itself (the paper's; gradient × α).
+        target_entropy: per action, in nats; None is −|A| (Haarnoja et al. 2018, arXiv 1812.05905).
+        combine: give the temperatures' gradients to the multi-task optimizer too (the published
+            PCGrad runs did; on one shared α it is zero whenever two tasks disagree in sign).
+    """
+
+    shared: bool = False
+    initial: float = 0.1
+    learning_rate: float = 3e-4
+    loss: Literal["log_alpha", "alpha"] = "log_alpha"
+    target_entropy: float | None = None
+    combine: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.initial > 0, "initial", self.initial, "> 0")
+        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """MT-SAC.
+
+    Args:
+        gamma: discount factor.
+        tau: the target critic moves by this share of the difference at each update.
+        task_input: how the networks know their task: ``one_hot`` and ``embedding`` (learned, unit
+            norm, ``embedding_dim`` numbers) are inputs; ``heads`` gives each task its own output
+            layer on a shared trunk; ``none`` hides the task.
+        reward_scale: what a sampled reward is divided by, per task; the buffer keeps raw rewards.
+            ``none``; ``sigma``: its running standard deviation (the paper's buffer normalisation);
+            ``return``: the largest discounted return seen plus what entropy can add, over 10
+            (BRC, arXiv 2505.23150): all tasks' values then lie within ±10.
+    """
+
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
+    gamma: float = 0.99
+    tau: float = 0.005
+    task_input: Literal["one_hot", "embedding", "heads", "none"] = "one_hot"
+    embedding_dim: int = 32
+    reward_scale: Literal["none", "sigma", "return"] = "return"
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.gamma < 1, "agent.gamma", self.gamma, "in [0, 1)")
+        _check(0 < self.tau <= 1, "agent.tau", self.tau, "in (0, 1]")
+        _check(self.embedding_dim >= 1, "agent.embedding_dim", self.embedding_dim, ">= 1")
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """The replay buffer.
+
+    Args:
+        capacity: transitions kept per task.
+        batch_size: rows per task in an update.
+        sampling: ``balanced`` draws exactly ``batch_size`` rows of each task; ``uniform`` draws
+            ``batch_size × T`` rows from all (the paper's), so that a task's share varies.
+    """
+
+    capacity: int = 100_000
+    batch_size: int = 64
+    sampling: Literal["balanced", "uniform"] = "balanced"
+
+    def __post_init__(self) -> None:
+        _check(self.capacity >= 1, "replay.capacity", self.capacity, ">= 1")
+        _check(self.batch_size >= 1, "replay.batch_size", self.batch_size, ">= 1")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The multi-task optimizer: its name (``mtrl list optimizers``) and its class's options."""
+
+    name: str = "unitary"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run, but for its protocol.
+
+    Args:
+        seed: of everything: networks, exploration, replay, environments and (unless
+            ``protocol.goal_seed`` is set) goals.
+        total_steps_per_task: environment steps of each task.
+        run_dir: where to write; None is ``runs/<suite>/<label>/seed<seed>``.
+        label: the run's name in that path; None is the config's name, or the optimizer's.
+        device: ``cpu``, ``cuda`` or ``auto``.
+        threads: of the learner; ``auto`` is the cores this process may use.
+        workers: processes that step the environments, 0 is in process, ``auto`` by cores.
+        warmup_steps: steps per task of uniformly random actions before the first update.
+        updates_per_step: updates for each step of all tasks.
+        eval_every: steps per task between evaluations; 0 is at the end only.
+        eval_episodes: per task and evaluation during training, at most one per goal of the protocol;
+            ``mtrl evaluate`` takes every goal.
+        log_every: steps per task between rows of the log.
+        diagnostics_every: updates between measurements of how the tasks' gradients conflict; 0 is never.
+    """
+
+    seed: int = 0
+    total_steps_per_task: int = 300_000
+    run_dir: str | None = None
+    label: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | Literal["auto"] = "auto"
+    workers: int | Literal["auto"] = "auto"
+    warmup_steps: int = 2_500
+    updates_per_step: int = 1
+    eval_every: int = 15_000
+    eval_episodes: int = 10
+    log_every: int = 500
+    diagnostics_every: int = 500
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        for key, low in {
+            "seed": 0, "total_steps_per_task": 1, "warmup_steps": 1, "updates_per_step": 1,
+            "eval_every": 0, "eval_episodes": 1, "log_every": 1, "diagnostics_every": 0,
+        }.items():  # fmt: skip
+            _check(getattr(self, key) >= low, key, getattr(self, key), f">= {low}")
+        _check(self.threads == "auto" or self.threads >= 1, "threads", self.threads, ">= 1, or auto")
+        _check(self.workers == "auto" or self.workers >= 0, "workers", self.workers, ">= 0, or auto")

@@ -1,0 +1,169 @@
+"""From a one-task loss to one gradient: the two orders of *mean* and *gradient*.
+
+::
+
+    scalarization    :  grad( Σ_t w_t · vmap(loss)_t )     -> one gradient          [P]
+    gradient methods :  vmap( grad(loss) )                 -> one row per task   [T, P]
+
+A one-task loss is ``loss(params, *inputs) -> (scalar, aux)``. It sees one task: its slice of the
+private parameters, its rows of the batch, its noise. Every input has the task as its first axis,
+except another network's :class:`Parameters`, whose shared part is the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+from torch.utils._pytree import tree_map
+
+from mtrl.networks import Parameters
+from mtrl.optimizers import GramianMethod, MultiTaskOptimizer, RowMethod, Scalarization
+
+Loss = Callable[..., tuple[Tensor, Any]]
+Rows = dict[str, Tensor]  # the Jacobian, [T, *shape] per shared parameter
+
+
+class Gradient(NamedTuple):
+    """What an update needs of one network.
+
+    Attributes:
+        params: the gradient to step along: shared (combined), private (own task's over T).
+        losses: ``[T]``, detached.
+        weights: ``[T]`` given to the tasks' gradients; NaN where a method acts on coordinates.
+        aux: what the loss returned beside its value, stacked ``[T, ...]``.
+        finite: ``[T]`` bool, whether the task's loss (and gradient, where computed) is finite.
+    """
+
+    params: Parameters
+    losses: Tensor
+    weights: Tensor
+    aux: Any
+    finite: Tensor
+
+
+def in_dims(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """vmap's ``in_dims``: a network's shared part is not mapped, everything else is, over axis 0."""
+
+    def of(arg: Any) -> Any:
+        if isinstance(arg, Parameters):
+            return Parameters(None, 0)  # type: ignore[arg-type]
+        return tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, arg)
+
+    return tuple(of(arg) for arg in args)
+
+
+def over_tasks(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a one-task function for every task at once; results are stacked ``[T, ...]``."""
+    return vmap(function, in_dims=in_dims(args))(*args)
+
+
+def per_task_gradients(loss: Loss, params: Parameters, *inputs: Any) -> tuple[Parameters, Tensor, Any]:
+    """Every task's own gradient by ``vmap(grad(loss))``.
+
+    Returns:
+        gradients ``[T, *shape]`` of shared and private parameters (a private row is the gradient
+        of its own task), losses ``[T]``, aux.
+    """
+    with torch.no_grad():  # the inner grad records what it needs; nothing outside shall
+        rows, (losses, aux) = over_tasks(grad_and_value(loss, has_aux=True), params, *inputs)
+    return rows, losses, aux
+
+
+def per_task_gradients_by_loop(loss: Loss, params: Parameters, *inputs: Any) -> tuple[Parameters, Tensor, Any]:
+    """The same by T backward passes over one graph: the classic way, kept to compare with."""
+    losses, aux = over_tasks(loss, params, *inputs)
+    shared, private = list(params.shared.values()), list(params.private.values())
+    rows = []
+    for t in range(len(losses)):
+        grads = torch.autograd.grad(losses[t], shared + private, retain_graph=True, materialize_grads=True)
+        rows.append([*grads[: len(shared)], *(g[t] for g in grads[len(shared) :])])
+    stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
+    return (
+        Parameters(
+            dict(zip(params.shared, stacked[: len(shared)], strict=True)),
+            dict(zip(params.private, stacked[len(shared) :], strict=True)),
+        ),
+        losses.detach(),
+        aux,
+    )
+
+
+def gramian(rows: Rows) -> Tensor:
+    """``J Jᵀ`` ``[T, T]``, layer by layer."""
+    flat = [row.flatten(1) for row in rows.values()]
+    return torch.stack([f @ f.T for f in flat]).sum(0)
+
+
+def recombine(rows: Rows, weights: Tensor) -> dict[str, Tensor]:
+    """``Σ_t w_t · row_t`` for each parameter; weights ``[T]``."""
+    return {name: (weights @ row.flatten(1)).view(row.shape[1:]) for name, row in rows.items()}
+
+
+def jacobian(rows: Rows) -> Tensor:
+    """The rows as one matrix ``[T, P]``."""
+    return torch.cat([row.flatten(1) for row in rows.values()], dim=1)
+
+
+def as_parameters(vector: Tensor, rows: Rows) -> dict[str, Tensor]:
+    """A combination ``[P]`` cut up into the parameters that :func:`jacobian` put together."""
+    parts = vector.split([row[0].numel() for row in rows.values()])
+    return {
+        name: part.view(row.shape[1:]) for (name, row), part in zip(rows.items(), parts, strict=True)
+    }
+
+
+def multitask_gradient(
+    optimizer: MultiTaskOptimizer, loss: Loss, params: Parameters, *inputs: Any, present: Tensor | None = None
+) -> Gradient:
+    """The one gradient that a multi-task optimizer makes of all tasks' losses.
+
+    Args:
+        optimizer: its kind decides what is computed: a weighted loss, a Gramian, or rows.
+        loss: for one task.
+        params: what to differentiate by. Private parameters never enter the combination: theirs is
+            their own task's gradient over T, the scale of the mean.
+        inputs: of the loss, task axis first.
+        present: ``[T]`` bool, False for tasks that the batch has no row of; None is all present.
+    """
+    if isinstance(optimizer, Scalarization):
+        return _scalarized(optimizer, loss, params, inputs, present)
+    rows, losses, aux = per_task_gradients(loss, params, *inputs)
+    if isinstance(optimizer, GramianMethod):
+        gram = gramian(rows.shared)
+        weights = optimizer.present_weights(gram, present)
+        shared = recombine(rows.shared, weights)
+        finite = gram.diagonal().isfinite() & losses.isfinite()
+    else:
+        assert isinstance(optimizer, RowMethod)
+        matrix = jacobian(rows.shared)
+        shared = as_parameters(optimizer.present_rows(matrix, present), rows.shared)
+        weights = torch.full_like(losses, torch.nan)
+        finite = matrix.square().sum(1).isfinite() & losses.isfinite()
+    share = task_share(losses, present)
+    private = {k: row * share.view(-1, *(1,) * (row.dim() - 1)) for k, row in rows.private.items()}
+    return Gradient(Parameters(shared, private), losses, weights, aux, finite)
+
+
+def task_share(losses: Tensor, present: Tensor | None) -> Tensor:
+    """``[T]``: 1/T each; with absent tasks 1/(number present), and 0 for the absent."""
+    if present is None:
+        return torch.full_like(losses, 1 / len(losses))
+    return present.to(losses.dtype) / present.sum()
+
+
+def _scalarized(
+    optimizer: Scalarization, loss: Loss, params: Parameters, inputs: tuple[Any, ...], present: Tensor | None
+) -> Gradient:
+    losses, aux = over_tasks(loss, params, *inputs)
+    weights = optimizer.present_weights(losses.detach(), present)
+    names, tensors = zip(*params.tensors(), strict=True)
+    grads = dict(
+        zip(names, torch.autograd.grad((weights * losses).sum(), tensors, materialize_grads=True), strict=True)
+    )
+    gradient = Parameters({k: grads[k] for k in params.shared}, {k: grads[k] for k in params.private})
+    losses, aux = losses.detach(), tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
+    return Gradient(gradient, losses, weights, aux, losses.isfinite())

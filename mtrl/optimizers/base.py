@@ -1,0 +1,284 @@
+"""The three kinds of multi-task optimizer, and what they share.
+
+A method turns the gradients of T tasks into one. It belongs to the kind that says what it needs to see:
+
+==================  ===============================  ==============================================
+kind                what it sees                     what it gives
+==================  ===============================  ==============================================
+`Scalarization`     losses           ``[T]``         weights ``[T]`` of *one* loss, one backward pass
+`GramianMethod`     Gramian ``J Jᵀ`` ``[T, T]``      weights ``[T]`` of the Jacobian's rows
+`RowMethod`         Jacobian         ``[T, P]``      the combined gradient ``[P]`` itself
+==================  ===============================  ==============================================
+
+``T`` is the number of tasks, ``P`` the number of parameters. Every method is brought to the scale of the
+**mean**: T identical gradients give that gradient, so that one learning rate and one L2 coefficient mean the
+same for all.
+
+Two doors lead to the same mathematics. `MultiTaskOptimizer.combine` is for anyone: it validates its input
+and may wait for the device. `weights`, `present_weights`, `combine_rows` and `present_rows` are for an
+update loop: they check nothing, and a gradient that is not finite gives a result that is not finite, never
+an exception.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[np.float64]
+
+
+class OptimizerError(ValueError):
+    """A name, an option, a state or a Jacobian that no optimizer can work with; one line of text."""
+
+
+def require(valid: bool, option: str, value: object, domain: str) -> None:
+    """Raise `OptimizerError` naming `option`, its `value` and the valid `domain`, unless `valid`."""
+    if not valid:
+        raise OptimizerError(f"{option} = {value!r} is not valid: must be {domain}")
+
+
+def on_host(matrix: Tensor) -> Array:
+    """A copy in float64 on the CPU, where the small solvers work: T numbers a side cost less there than a
+    launch.
+    """
+    return matrix.detach().to("cpu", torch.float64, copy=True).numpy()
+
+
+def like(values: Array, reference: Tensor) -> Tensor:
+    """`values` as a tensor of `reference`'s dtype and device."""
+    return torch.as_tensor(values, dtype=reference.dtype, device=reference.device)
+
+
+def gramian_of(jacobian: Tensor) -> Tensor:
+    """``J Jᵀ`` in float64, ``[T, P]`` -> ``[T, T]``, without overflow whatever the rows' norms.
+
+    The products run on rows scaled to unit size, in the Jacobian's own dtype; the norms return in float64.
+    """
+    size = jacobian.abs().amax(dim=1, keepdim=True)
+    size = torch.where(size > 0, size, torch.ones_like(size))
+    unit = jacobian / size
+    size = size.double()
+    return (unit @ unit.T).double() * size * size.T
+
+
+class MultiTaskOptimizer(ABC):
+    """Common base: the number of tasks, the generator, validation, state.
+
+    Args:
+        num_tasks: T, at least 1.
+        seed: of the method's own generator; no method draws from torch's global one.
+
+    A subclass adds its options as keyword arguments with defaults; they are listed and validated from there.
+    """
+
+    paper: ClassVar[str]
+    """Authors, year, venue or arXiv number."""
+    formula: ClassVar[str]
+    """What it computes, on one line."""
+    critic_only: ClassVar[bool] = False
+    """Needs non-negative losses: it acts on the critic, and the actor takes the plain mean."""
+    needs_after_step: ClassVar[bool] = False
+    """Wants `after_step` to be called with the losses recomputed on the same batch and noise."""
+    saved: ClassVar[tuple[str, ...]] = ()
+    """Names of the attributes (tensors, numbers, None) that change in training, beside the generator."""
+
+    def __init__(self, num_tasks: int, *, seed: int = 0) -> None:
+        require(
+            isinstance(num_tasks, int) and num_tasks >= 1, "num_tasks", num_tasks, "an integer of at least 1"
+        )
+        self.num_tasks = num_tasks
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def combine(self, jacobian: Tensor) -> Tensor:
+        """One gradient from one per task: ``[T, P]`` -> ``[P]``, of the Jacobian's dtype and device.
+
+        Raises:
+            OptimizerError: the Jacobian is not a floating-point ``[T, P]``, or a task's gradient is not
+                finite (the message names the task by number).
+        """
+        if jacobian.ndim != 2 or jacobian.shape[0] != self.num_tasks:
+            raise OptimizerError(
+                f"expected a Jacobian [T, P] of {self.num_tasks} rows, one per task, "
+                f"got shape {list(jacobian.shape)}"
+            )
+        if not jacobian.is_floating_point():
+            raise OptimizerError(f"expected a floating-point Jacobian, got {jacobian.dtype}")
+        bad = (~jacobian.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            tasks = ", ".join(map(str, bad))
+            raise OptimizerError(f"the gradient of task {tasks} is not finite (tasks count from 0)")
+        return self._combine(jacobian.detach())
+
+    @abstractmethod
+    def _combine(self, jacobian: Tensor) -> Tensor:
+        """`combine` for a Jacobian known to be valid."""
+
+    def after_step(self, losses: Tensor) -> None:  # noqa: B027 - most methods have nothing to do here
+        """Learn from the losses ``[T]`` after the parameter step, on the same batch and noise."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes in training, the generator included; safe for
+        ``torch.load(weights_only=True)``.
+        """
+        state: dict[str, Any] = {"num_tasks": self.num_tasks, "generator": self.generator.get_state()}
+        for name in self.saved:
+            value = getattr(self, name)
+            state[name] = value.clone() if isinstance(value, Tensor) else value
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue as the optimizer that gave `state` would.
+
+        Raises:
+            OptimizerError: `state` comes from another method or another number of tasks.
+        """
+        expected = {"num_tasks", "generator", *self.saved}
+        if set(state) != expected:
+            raise OptimizerError(
+                f"state holds {sorted(state)}, {type(self).__name__} needs {sorted(expected)}"
+            )
+        if state["num_tasks"] != self.num_tasks:
+            raise OptimizerError(
+                f"state is of {state['num_tasks']} tasks, this optimizer has {self.num_tasks}"
+            )
+        self.generator.set_state(state["generator"].cpu())
+        for name in self.saved:
+            value = state[name]
+            setattr(self, name, value.clone() if isinstance(value, Tensor) else value)
+
+    def draw_seed(self) -> int:
+        """A seed from the own generator, for draws that have to be made on another device or by other
+        code.
+        """
+        return int(torch.randint(2**62, (), generator=self.generator))
+
+
+class Scalarization(MultiTaskOptimizer):
+    """Weights from the losses: one loss ``(weights * losses).sum()``, one backward pass."""
+
+    @abstractmethod
+    def weights_now(self, reference: Tensor) -> Tensor:
+        """The weights ``[T]`` it would give without seeing another loss (1/T before the first), as
+        `reference`.
+        """
+
+    def weights(self, losses: Tensor) -> Tensor:
+        """Losses ``[T]`` -> weights ``[T]``, detached. A method may learn from the losses here, once per
+        update.
+        """
+        return self.weights_now(losses)
+
+    def present_weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
+        """`weights` for a batch from which tasks may be absent (`present` bool ``[T]``; None: all are there).
+
+        Absent tasks get 0, the others T / (number present) times their weight: the mean over the *present*
+        tasks. The losses of absent tasks may be anything, NaN included.
+        """
+        if present is None:
+            return self.weights(losses)
+        weights = self.weights(losses)
+        scale = self.num_tasks / present.sum().clamp(min=1)
+        return torch.where(present, weights * scale, torch.zeros_like(weights))
+
+    def _combine(self, jacobian: Tensor) -> Tensor:
+        return self.weights_now(jacobian[:, :0].sum(dim=1)) @ jacobian
+
+
+class GramianMethod(MultiTaskOptimizer):
+    """Weights from the inner products of the task gradients: the combined gradient is ``weights @
+    jacobian``.
+    """
+
+    @abstractmethod
+    def weights(self, gramian: Tensor) -> Tensor:
+        """Gramian ``J Jᵀ`` ``[n, n]`` -> weights ``[n]``, detached, of the same dtype and device.
+
+        n is T, or less when tasks are absent: read it from the shape. Scaling the Gramian must not change the
+        weights. A Gramian computed in float32 can be slightly indefinite.
+        """
+
+    def weights_of(self, gramian: Tensor, tasks: Tensor) -> Tensor:
+        """`weights` of the tasks with these numbers (long ``[n]``); what a method with per-task state
+        overrides.
+        """
+        return self.weights(gramian)
+
+    def present_weights(self, gramian: Tensor, present: Tensor | None = None) -> Tensor:
+        """`weights` ``[T]`` for a batch from which tasks may be absent (`present` bool ``[T]``; None: all
+        are there).
+
+        The method sees the present tasks only, so its result is at the scale of *their* mean; absent tasks
+        get 0, and their rows of the Gramian may be anything. Selecting them waits for the device;
+        ``present=None`` does not.
+        """
+        if present is None:
+            return self.weights(gramian)
+        tasks = present.nonzero().flatten()
+        weights = gramian.new_zeros(self.num_tasks)
+        if len(tasks):
+            weights[tasks] = self.weights_of(gramian[tasks][:, tasks], tasks)
+        return weights
+
+    def _combine(self, jacobian: Tensor) -> Tensor:
+        return self.weights(gramian_of(jacobian)).to(jacobian.dtype) @ jacobian
+
+
+class HostSolver(GramianMethod):
+    """A Gramian method that solves a small problem in T dimensions: with numpy in float64, on the host.
+
+    At T = 50 a solve is a handful of products of 50 × 50 numbers, which cost less there than launching them
+    one by one on a device; on a GPU each call waits for the Gramian.
+    """
+
+    @abstractmethod
+    def solve(self, gramian: Array) -> Array:
+        """Finite Gramian ``[n, n]`` -> weights ``[n]``."""
+
+    def weights(self, gramian: Tensor) -> Tensor:
+        host = on_host(gramian)
+        if not np.isfinite(host).all():  # solvers raise or loop on NaN; an update must do neither
+            return torch.full_like(gramian[0], torch.nan)
+        return like(self.solve(host), gramian)
+
+
+def cosines_of(gramian: Array) -> tuple[Array, Array]:
+    """Norms ``[n]`` and cosines ``[n, n]`` of a Gramian, so that solvers see numbers near 1 whatever its
+    scale.
+
+    A zero gradient has cosine 0 with every other and 1 with itself.
+    """
+    norms = np.sqrt(gramian.diagonal().clip(min=0))
+    inverse = np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
+    cosines = inverse[:, None] * gramian * inverse
+    cosines = (cosines + cosines.T) / 2
+    np.fill_diagonal(cosines, 1.0)
+    return norms, cosines
+
+
+class RowMethod(MultiTaskOptimizer):
+    """A combination that no weights ``[T]`` can express, such as one that decides coordinate by
+    coordinate.
+    """
+
+    @abstractmethod
+    def combine_rows(self, jacobian: Tensor) -> Tensor:
+        """Jacobian ``[n, P]`` -> combined gradient ``[P]``; n is T, or less when tasks are absent."""
+
+    def present_rows(self, jacobian: Tensor, present: Tensor | None = None) -> Tensor:
+        """`combine_rows` of the present tasks only (`present` bool ``[T]``; None: all); 0 if none is
+        there.
+        """
+        if present is None:
+            return self.combine_rows(jacobian)
+        tasks = present.nonzero().flatten()
+        return self.combine_rows(jacobian[tasks]) if len(tasks) else jacobian.new_zeros(jacobian.shape[1])
+
+    def _combine(self, jacobian: Tensor) -> Tensor:
+        return self.combine_rows(jacobian)

@@ -1,0 +1,32 @@
+"""Static scalarization: weights chosen by hand."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mtrl.optimizers.base import Scalarization, require
+
+
+class Static(Scalarization):
+    """Fixed weights, normalised to sum to 1.
+
+    Args:
+        weights: one non-negative number per task, not all zero; only their ratios matter. None: 1/T each.
+    """
+
+    paper = "linear scalarization; studied in Xin et al. 2022, NeurIPS, arXiv:2209.11379"
+    formula = "w_i = weights_i / sum_j weights_j"
+
+    def __init__(self, num_tasks: int, *, seed: int = 0, weights: list[float] | None = None) -> None:
+        super().__init__(num_tasks, seed=seed)
+        chosen = [1.0] * num_tasks if weights is None else list(weights)
+        valid = len(chosen) == num_tasks and all(math.isfinite(w) and w >= 0 for w in chosen) and sum(chosen)
+        > 0 require(valid, "weights", weights, f"{num_tasks} non-negative numbers, one per task, not all
+        zero") self._fractions = torch.tensor([w / sum(chosen) for w in chosen], dtype=torch.float64)
+
+    def weights_now(self, reference: Tensor) -> Tensor:
+        self._fractions = self._fractions.to(reference.device)
+        return self._fractions.to(reference.dtype)

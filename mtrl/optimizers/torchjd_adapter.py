@@ -1,0 +1,116 @@
+"""Any aggregator of torchjd by name: ``torchjd:ConFIG``."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrl.optimizers.base import OptimizerError, RowMethod
+
+PREFIX = "torchjd:"
+
+
+class TorchJDAggregator(RowMethod):
+    """An aggregator of torchjd (Quinton & Rey 2024), at our scale and with its randomness and state saved.
+
+    * The Jacobian is divided by its largest norm before and the result multiplied after, since several
+      aggregators change behaviour at norms far from 1.
+    * The result is divided by what T identical unit gradients give (T for those that sum, such as GradDrop or
+      PCGrad; 1 + c for CAGrad; 1 for those that average), found once at construction on a copy.
+    * Draws, which torchjd takes from torch's global generator, come from the own one; the global one is left
+    alone.
+
+    Args:
+        aggregator: its class name in ``torchjd.aggregation``.
+        options: of the aggregator's constructor, unchanged.
+
+    Raises:
+        OptimizerError: torchjd, or a solver that this aggregator needs, is not installed; no such aggregator;
+            options or a number of tasks that it does not take.
+    """
+
+    paper = "Quinton & Rey 2024, arXiv:2406.16232"
+    formula = "the aggregator of that name in torchjd"
+
+    def __init__(self, num_tasks: int, *, aggregator: str, seed: int = 0, **options: Any) -> None:
+        super().__init__(num_tasks, seed=seed)
+        cls = find_aggregator(aggregator)
+        known = list(inspect.signature(cls).parameters)
+        for option in options:
+            if option not in known:
+                valid = f"its options are {', '.join(known)}" if known else "it has none"
+                raise OptimizerError(f"{aggregator} has no option {option!r}: {valid}")
+        try:
+            self.aggregator = cls(**options)
+            fresh = copy.deepcopy(self.aggregator)
+            self.share = float(self._aggregate(torch.ones(num_tasks, 1)))
+        except (TypeError, ValueError, RuntimeError, ImportError) as error:
+            raise OptimizerError(f"{aggregator}: {' '.join(str(error).split())}") from None
+        if not self.share > 0:
+            raise OptimizerError(f"{aggregator} turns {num_tasks} gradients of 1 into {self.share}")
+        self.aggregator = fresh
+        self.generator.manual_seed(seed)
+
+    def combine_rows(self, jacobian: Tensor) -> Tensor:
+        norm = jacobian.norm(dim=1).max()
+        norm = torch.where(norm > 0, norm, torch.ones_like(norm))
+        return self._aggregate(jacobian / norm) * (norm / self.share)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "aggregator": _state_of(self.aggregator)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        own = dict(state)
+        values = own.pop("aggregator", None)
+        if values is None or set(values) != set(_state_of(self.aggregator)):
+            raise OptimizerError(f"the state is not that of a {type(self.aggregator).__name__}")
+        super().load_state_dict(own)
+        modules = dict(self.aggregator.named_modules())
+        for key, value in values.items():
+            path, name = key.rsplit("/", 1)
+            setattr(modules[path], name, value.clone() if isinstance(value, Tensor) else value)
+
+    def _aggregate(self, jacobian: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[jacobian.device] if jacobian.is_cuda else []):
+            torch.manual_seed(self.draw_seed())
+            result: Tensor = self.aggregator(jacobian)
+        return result.detach()
+
+
+def find_aggregator(name: str) -> Any:
+    """The class called `name` in ``torchjd.aggregation``."""
+    try:
+        from torchjd import aggregation
+    except ImportError:
+        raise OptimizerError(f"{PREFIX}{name} needs torchjd: pip install 'mtrl-suite[torchjd]'") from None
+    names = [n for n in aggregation.__all__ if not n.endswith(("Weighting", "Aggregator"))]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        raise OptimizerError(
+            f"torchjd has no aggregator {name!r}: did you mean {near!r}? valid: {', '.join(names)}"
+        )
+    return getattr(aggregation, name)
+
+
+def _state_of(aggregator: Any) -> dict[str, Any]:
+    """The plain values and tensors that the modules of an aggregator hold, by ``module path/attribute``.
+
+    torchjd keeps a part of its state in plain attributes, which a module's own ``state_dict`` leaves out.
+    """
+    state: dict[str, Any] = {}
+    for path, module in aggregator.named_modules():
+        for name, value in {**vars(module), **module._buffers}.items():
+            if isinstance(value, np.ndarray):
+                raise OptimizerError(f"torchjd's {type(module).__name__} keeps a state that cannot be saved")
+            if name not in vars(torch.nn.Module()) and (
+                value is None or isinstance(value, Tensor | bool | int | float | str | tuple)
+            ):
+                state[f"{path}/{name}"] = value.clone() if isinstance(value, Tensor) else value
+    return state

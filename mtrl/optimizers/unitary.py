@@ -1,0 +1,21 @@
+"""Unitary scalarization: the mean of the losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mtrl.optimizers.base import Scalarization
+
+
+class Unitary(Scalarization):
+    """Every task counts the same: weights 1/T.
+
+    Kurin et al. 2022, equation 1. The paper sums; we average, as its reinforcement-learning code does.
+    """
+
+    paper = "Kurin et al. 2022, NeurIPS, arXiv:2201.04122"
+    formula = "w = 1/T"
+
+    def weights_now(self, reference: Tensor) -> Tensor:
+        return torch.full_like(reference, 1 / self.num_tasks)

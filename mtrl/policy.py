@@ -1,0 +1,173 @@
+"""A policy: an actor with its parameters, that acts, and lives in one file without code in it.
+
+The file is safetensors; its JSON metadata holds the architecture, the task names in order and the
+sizes, so that it loads without the training config, on any device. Its bytes depend on the training
+alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from mtrl.config import ActorConfig
+from mtrl.networks import Actor, Parameters, TaskInput, squashed_sample
+
+FORMAT = "mtrl-policy-1"
+Array = npt.NDArray[Any]
+
+
+class PolicyError(ValueError):
+    """A policy file that cannot be used, or an observation it was not made for. One line."""
+
+
+class Policy:
+    """Acts for several tasks; every observation row ends with its task's one-hot.
+
+    Args:
+        actor: the one-task network.
+        parameters: its parameters (held, not copied: an agent's policy follows its training).
+        task_names: T names, in the order of the one-hot.
+        obs_dim, action_dim: D without the one-hot, A.
+        info: whatever else shall be told in the file, as plain JSON values (the protocol, say).
+    """
+
+    def __init__(
+        self, actor: Actor, parameters: Parameters, task_names: Sequence[str],
+        obs_dim: int, action_dim: int, info: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.actor, self.parameters = actor, parameters
+        self.task_names = tuple(task_names)
+        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.info = dict(info or {})
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters.tensors())[1].device
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Actions ``[n, A]`` in [-1, 1] for rows ``[n, D + T]`` of any tasks, in any order.
+
+        Args:
+            noise: standard normal ``[n, A]``; None takes the Gaussian's mean.
+        """
+        obs, one_hot = observations.split([self.obs_dim, len(self.task_names)], dim=1)
+        shared, private = self.parameters
+        own = {name: stacked[one_hot.argmax(1)] for name, stacked in private.items()}
+
+        def gaussian(own: dict[str, Tensor], obs: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
+            mean, log_std = functional_call(self.actor, {**shared, **own}, (obs, one_hot))
+            return mean, log_std
+
+        mean, log_std = vmap(gaussian)(own, obs, one_hot)
+        return torch.tanh(mean) if noise is None else squashed_sample(mean, log_std, noise)[0]
+
+    def predict(
+        self, observation: Array, state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[Array, Any]:
+        """Stable-Baselines3's ``predict``: rows ``[n, D + T]``, or one ``[D + T]``, to actions.
+
+        With ``deterministic=False`` noise comes from torch's global generator.
+
+        Raises:
+            PolicyError: the observation has another size, or its one-hot is none.
+        """
+        rows = np.asarray(observation, dtype=np.float32)
+        tasks = len(self.task_names)
+        if rows.ndim not in (1, 2) or rows.shape[-1] != self.obs_dim + tasks:
+            raise PolicyError(
+                f"observation of shape {rows.shape}: this policy takes {self.obs_dim} numbers and a one-hot "
+                f"of its {tasks} tasks ({', '.join(self.task_names)}), so {self.obs_dim + tasks} per row"
+            )
+        one_hot = rows[..., self.obs_dim :]
+        if not (((one_hot == 0) | (one_hot == 1)).all() and (one_hot.sum(-1) == 1).all()):
+            raise PolicyError(f"the last {tasks} numbers of an observation must be its task's one-hot")
+        inputs = torch.as_tensor(np.atleast_2d(rows), device=self.device)
+        noise = None if deterministic else torch.randn(len(inputs), self.action_dim, device=self.device)
+        actions: Array = self.act(inputs, noise).cpu().numpy()
+        return (actions if rows.ndim == 2 else actions[0]), state
+
+    def to_bytes(self) -> bytes:
+        """The file's content: equal training gives equal bytes."""
+        metadata = {
+            "format": FORMAT,
+            "task_names": self.task_names,
+            "obs_dim": self.obs_dim,
+            "action_dim": self.action_dim,
+            "actor": asdict(self.actor.config),
+            "task_input": self.actor.task_input,
+            "embedding_dim": self.actor.task_dim,
+            "private": sorted(self.parameters.private),
+            "info": self.info,
+        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.parameters.tensors()}
+        return save(tensors, {"mtrl": json.dumps(metadata, sort_keys=True)})
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy; a reader never sees half a file."""
+        path = Path(path)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(self.to_bytes())
+        temporary.replace(path)
+
+
+def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
+    """Read a policy file. No code in it is executed.
+
+    Raises:
+        PolicyError: missing, truncated, not a policy of this project, or its parts contradict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PolicyError(f"{path}: no such policy file")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            text = (file.metadata() or {}).get("mtrl")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise PolicyError(f"{path}: not a whole safetensors file ({error})") from None
+    if text is None:
+        raise PolicyError(f"{path}: a safetensors file, but not a policy of mtrl (no 'mtrl' metadata)")
+    try:
+        return _from_parts(json.loads(text), tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise PolicyError(f"{path}: damaged policy metadata or tensors ({detail})") from None
+
+
+def _from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
+    if meta["format"] != FORMAT:
+        raise ValueError(f"format {meta['format']!r}, this version reads {FORMAT!r}")
+    names, obs_dim, action_dim = meta["task_names"], int(meta["obs_dim"]), int(meta["action_dim"])
+    task_input: TaskInput = meta["task_input"]
+    with torch.device("meta"):
+        actor = Actor(
+            obs_dim, action_dim, len(names), ActorConfig(**meta["actor"]), task_input, int(meta["embedding_dim"])
+        )
+    private = actor.private
+    expected = {
+        name: (len(names), *p.shape) if name in private else tuple(p.shape) for name, p in actor.named_parameters()
+    }
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if expected != found:
+        wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+        raise ValueError(f"tensors do not fit the architecture: {', '.join(wrong)}")
+    bad = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
+    if bad:
+        raise ValueError(f"non-finite numbers in {', '.join(bad)}")
+    parameters = Parameters(
+        {k: v for k, v in tensors.items() if k not in private}, {k: v for k, v in tensors.items() if k in private}
+    )
+    return Policy(actor, parameters, names, obs_dim, action_dim, meta.get("info"))

@@ -1,0 +1,144 @@
+"""Replay: one ring of transitions per task, as tensors ``[T, capacity, ·]``."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtrl.config import ConfigError
+
+
+class Batch(NamedTuple):
+    """Rows of every task; inside a one-task loss the same without the first axis.
+
+    Attributes:
+        obs, next_obs: ``[T, B, D]``, without the task's one-hot: the first axis is the task.
+        actions: ``[T, B, A]`` in [-1, 1].
+        rewards: ``[T, B]``, raw as sampled; divided by the task's scale before a loss sees them.
+        terminated: ``[T, B]``, 1 where the task ended for real, never for a time limit.
+        weight: ``[T, B]``, 1 for a row and 0 for padding; None where every row counts.
+    """
+
+    obs: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_obs: Tensor
+    terminated: Tensor
+    weight: Tensor | None = None
+
+    @property
+    def present(self) -> Tensor | None:
+        """``[T]`` bool, which tasks have a row at all; None is all."""
+        return None if self.weight is None else self.weight.any(dim=1)
+
+
+class TaskReplay:
+    """The last ``capacity`` transitions of each task, sampled with replacement.
+
+    Args:
+        num_tasks, capacity, obs_dim, action_dim: T, transitions per task, D (without one-hot), A.
+        sampling: ``balanced``: exactly B rows of each task. ``uniform``: T·B rows from all
+            transitions alike; counts per task are then multinomial and the batch is padded.
+        seed: of the buffer's own generator.
+
+    Raises:
+        ConfigError: the machine has not the memory; says how much it takes and how much there is.
+    """
+
+    def __init__(
+        self, num_tasks: int, capacity: int, obs_dim: int, action_dim: int, *,
+        sampling: Literal["balanced", "uniform"] = "balanced", seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        self.num_tasks, self.capacity, self.sampling = num_tasks, capacity, sampling
+        self.device = torch.device(device)
+        widths = {"obs": obs_dim, "actions": action_dim, "rewards": 1, "next_obs": obs_dim, "terminated": 1}
+        self.nbytes = 4 * num_tasks * capacity * sum(widths.values())
+        free = free_memory(self.device)
+        if self.nbytes > 0.9 * free:
+            raise ConfigError(
+                f"replay.capacity: {capacity} transitions for each of {num_tasks} tasks take "
+                f"{self.nbytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+                f"at most {int(0.9 * free / self.nbytes * capacity)} would fit"
+            )
+        # zeros are given by the system page by page, as rows are written
+        self.data = {
+            name: torch.zeros(num_tasks, capacity, width, device=self.device) for name, width in widths.items()
+        }
+        self.position = 0
+        self.size = 0
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self._first_row = torch.arange(num_tasks, device=self.device).unsqueeze(1) * capacity
+
+    def add(self, obs: Tensor, actions: Tensor, rewards: Tensor, next_obs: Tensor, terminated: Tensor) -> None:
+        """One transition of every task: ``[T, D]``, ``[T, A]``, ``[T]``, ``[T, D]``, ``[T]``."""
+        new = {"obs": obs, "actions": actions, "rewards": rewards, "next_obs": next_obs, "terminated": terminated}
+        for name, value in new.items():
+            column = self.data[name]
+            column[:, self.position] = value.to(self.device, column.dtype).view(self.num_tasks, -1)
+        self.position = (self.position + 1) % self.capacity
+        self.size = min(self.size + 1, self.capacity)
+
+    def sample(self, batch_size: int) -> Batch:
+        """``batch_size`` rows per task, drawn with the buffer's own generator.
+
+        Raises:
+            ValueError: nothing was added yet.
+        """
+        if self.size == 0:
+            raise ValueError("the replay buffer is empty")
+        shape = (self.num_tasks, batch_size)
+        if self.sampling == "balanced":
+            return self._rows(self._draw(self.size, shape), None)
+        task = self._draw(self.num_tasks, (self.num_tasks * batch_size,))
+        counts = torch.bincount(task, minlength=self.num_tasks)
+        longest = int(counts.max())
+        weight = (torch.arange(longest, device=self.device) < counts.unsqueeze(1)).float()
+        return self._rows(self._draw(self.size, (self.num_tasks, longest)), weight)
+
+    def _draw(self, high: int, shape: tuple[int, ...]) -> Tensor:
+        return torch.randint(high, shape, generator=self.generator, device=self.device)
+
+    def _rows(self, index: Tensor, weight: Tensor | None) -> Batch:
+        flat = (index + self._first_row).flatten()
+        rows = {
+            name: column.flatten(0, 1).index_select(0, flat).view(*index.shape, -1)
+            for name, column in self.data.items()
+        }
+        return Batch(
+            rows["obs"], rows["actions"], rows["rewards"].squeeze(-1),
+            rows["next_obs"], rows["terminated"].squeeze(-1), weight,
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters and generator, and the rows written so far ``[T, size, ·]``."""
+        return {
+            "position": self.position, "size": self.size, "generator": self.generator.get_state(),
+            "data": {name: column[:, : self.size] for name, column in self.data.items()},
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position, self.size = state["position"], state["size"]
+        self.generator.set_state(state["generator"])
+        for name, column in self.data.items():
+            column[:, : self.size] = state["data"][name]
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken: the device's, or what the system calls available."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo") as file:
+            available = next((line for line in file if line.startswith("MemAvailable")), None)
+        if available:
+            free = int(available.split()[1]) * 1024
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            free = min(free, int(limit.read()) - int(used.read()))
+    except (OSError, ValueError):
+        pass  # no Linux, or no limit: what sysconf says stands
+    return free

@@ -1,0 +1,177 @@
+"""The folder of one run: what is written where.
+
+::
+
+    runs/<suite>/<label>/seed<n>/
+        config.yaml             the resolved config: `mtrl train --config <this file>` repeats the run
+        meta.json               commit, versions, host, threads, command, protocol
+        progress.csv            one row per log interval
+        eval.jsonl              one line per evaluation
+        conflict.jsonl          one line per conflict measurement and network
+        events.out.tfevents.*   TensorBoard
+        policy.safetensors      the last policy;  policy_best.safetensors: the best at an evaluation
+        STATUS                  RUNNING, DONE, INTERRUPTED, DIVERGED or FAILED, and why
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import json
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+
+from mtrl.config import ConfigError
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        path: where. It is made by :meth:`start`, and only if no run is there.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.meta = self.path / "meta.json"
+        self.evaluations = self.path / "eval.jsonl"
+        self.conflicts = self.path / "conflict.jsonl"
+        self.last = self.path / "policy.safetensors"
+        self.best = self.path / "policy_best.safetensors"
+        self._status = self.path / "STATUS"
+
+    def start(self, config: str, meta: dict[str, Any]) -> None:
+        """Make the folder and write what is known before training.
+
+        Raises:
+            ConfigError: a run is there already, or the folder cannot be written.
+        """
+        if self.config.exists():
+            raise ConfigError(
+                f"run_dir: {self.path} holds a run already ({self.status}); nothing was changed. "
+                f"Choose another --seed, --label or --run_dir"
+            )
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(f"run_dir: {self.path} exists and is no run of mtrl; choose another --run_dir")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.config.write_text(config)
+            self.meta.write_text(json.dumps(meta, indent=1) + "\n")
+            self.mark("RUNNING")
+        except OSError as error:
+            raise ConfigError(f"run_dir: {self.path} cannot be written ({error.strerror})") from None
+
+    def mark(self, status: str, reason: str = "") -> None:
+        self._status.write_text(f"{status} {reason}".strip() + "\n")
+
+    @property
+    def status(self) -> str:
+        return self._status.read_text().strip() if self._status.exists() else "no status"
+
+    def append(self, file: Path, record: dict[str, Any]) -> None:
+        """One more line of a jsonl file; NaN becomes null, so that any reader can read it."""
+        with file.open("a") as out:
+            out.write(json.dumps(_without_nan(record)) + "\n")
+
+    def logger(self) -> Logger:
+        formats = [TensorBoardOutputFormat(str(self.path)), CsvWriter(self.path / "progress.csv")]
+        return Logger(str(self.path), formats)
+
+
+class CsvWriter(KVWriter):
+    """``progress.csv``: appends, and when a new column appears rewrites the file with it.
+
+    Stable-Baselines3's own opens the file anew, which would erase it when a run goes on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.columns: list[str] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                self.columns = next(csv.reader(file), [])
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        row = {"timesteps": step} | {
+            k: v for k, v in key_values.items() if isinstance(v, (int, float)) and "csv" not in (key_excluded[k] or ())
+        }
+        new = [k for k in row if k not in self.columns]
+        if new:
+            self._widen(new)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def _widen(self, new: list[str]) -> None:
+        rows: list[dict[str, str]] = []
+        if self.columns:
+            with self.path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+        self.columns += new
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(self.path)
+
+    def close(self) -> None:
+        pass
+
+
+def describe_run(protocol: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """What ``meta.json`` tells: where the code, the machine and the command stood."""
+    return {
+        "command": shlex.join(["mtrl", *sys.argv[1:]]),
+        "protocol": protocol,
+        "commit": _commit(),
+        "versions": versions(),
+        "host": socket.gethostname(),
+        "machine": platform.platform(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("mtrl-suite", "torch", "numpy", "metaworld", "mujoco", "gymnasium", "stable-baselines3"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with ``-dirty`` behind it; None for an installed wheel."""
+    source = Path(__file__).parents[1]
+    if not (source / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=source, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return value

@@ -1,0 +1,314 @@
+"""Multi-task soft actor-critic (MT-SAC). The losses are written for ONE task; vmap makes them T.
+
+Soft actor-critic: Haarnoja et al. 2018 (arXiv 1812.05905). Inside a one-task function there is no
+task axis: B rows, D numbers per observation, A per action, N critics. They are pure: parameters,
+batch and noise in, numbers out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from mtrl.config import AgentConfig, NetworkConfig
+from mtrl.conflict import measure_conflict
+from mtrl.gradients import Gradient, multitask_gradient, over_tasks, per_task_gradients
+from mtrl.networks import Actor, Critic, Masks, Parameters, make_parameters, squashed_sample
+from mtrl.optimizers import MultiTaskOptimizer, make_optimizer
+from mtrl.policy import Policy
+from mtrl.replay import Batch
+from mtrl.rewards import make_reward_scale
+
+
+class Noise(NamedTuple):
+    """All randomness of one update: standard normal ``[T, B, A]`` and dropout masks ``[T, B, ·]``."""
+
+    next_action: Tensor
+    action: Tensor
+    target_masks: Masks
+    critic_masks: Masks
+    actor_critic_masks: Masks
+    actor_masks: Masks
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The one-task modules; their parameters are handed in at each call."""
+
+    actor: Actor
+    critic: Critic
+
+
+def mean(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over rows ``[B]``, weighted where rows are padding; 0 without any row."""
+    return x.mean() if weight is None else (x * weight).sum() / weight.sum().clamp(min=1)
+
+
+def td_target(
+    actor: Parameters, target: Parameters, alpha: Tensor, task: Tensor, batch: Batch,
+    noise: Tensor, masks: Masks, nets: Networks, gamma: float,
+) -> Tensor:  # fmt: skip
+    """``r + γ (1 − terminated) (min_i Q̄_i(s', a') − α log π(a'|s'))`` ``[B]``.
+
+    A time limit is no termination: the value behind it counts (Pardo et al. 2018).
+    """
+    gaussian = functional_call(nets.actor, actor.merged(), (batch.next_obs, task))
+    action, log_prob = squashed_sample(*gaussian, noise)
+    q = functional_call(nets.critic, target.merged(), (batch.next_obs, action, task, masks))
+    return batch.rewards + gamma * (1 - batch.terminated) * (q.amin(0) - alpha * log_prob)
+
+
+def critic_loss(
+    critic: Parameters, task: Tensor, batch: Batch, target: Tensor, masks: Masks, nets: Networks
+) -> tuple[Tensor, Tensor]:
+    """``Σ_i mean (Q_i(s, a) − y)²`` and the mean value. The paper's; SB3 has ½ of it."""
+    q = functional_call(nets.critic, critic.merged(), (batch.obs, batch.actions, task, masks))
+    return mean((q - target).square().sum(0), batch.weight), mean(q.detach().mean(0), batch.weight)
+
+
+def actor_loss(
+    actor: Parameters, critic: Parameters, alpha: Tensor, task: Tensor, batch: Batch,
+    noise: Tensor, masks: Masks, critic_masks: Masks, nets: Networks,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``mean (α log π(a|s) − min_i Q_i(s, a))`` with ``a`` reparameterised, and the mean log π."""
+    gaussian = functional_call(nets.actor, actor.merged(), (batch.obs, task, masks))
+    action, log_prob = squashed_sample(*gaussian, noise)
+    q = functional_call(nets.critic, critic.merged(), (batch.obs, action, task, critic_masks))
+    return mean(alpha * log_prob - q.amin(0), batch.weight), mean(log_prob.detach(), batch.weight)
+
+
+def temperature_loss(
+    temperature: Parameters, log_prob: Tensor, target_entropy: float, through_alpha: bool
+) -> tuple[Tensor, Tensor]:
+    """``−x (log π + H̄)``, with ``x`` = log α, or α itself; ``log_prob`` is the task's mean, ``[]``."""
+    log_alpha = temperature.merged()["log_alpha"].squeeze()
+    x = log_alpha.exp() if through_alpha else log_alpha
+    return -x * (log_prob + target_entropy), log_alpha.detach()
+
+
+class MTSAC:
+    """The agent: networks, temperatures, reward scale, and one update of them all.
+
+    Args:
+        obs_dim: D, without the task's one-hot.
+        action_dim: A; actions lie in [-1, 1].
+        task_names: T names, in the order of the one-hot.
+        config: every setting of the agent.
+        optimizer: name of the multi-task optimizer; critic and actor each get an instance.
+        options: of the optimizer.
+        seed: of initialisation, exploration noise and optimizer.
+        device: where everything lives.
+        info: told in the policy file (see :class:`Policy`).
+
+    Raises:
+        OptimizerError: unknown optimizer or option.
+    """
+
+    def __init__(
+        self, obs_dim: int, action_dim: int, task_names: tuple[str, ...], config: AgentConfig | None = None, *,
+        optimizer: str = "unitary", options: dict[str, Any] | None = None,
+        seed: int = 0, device: torch.device | str = "cpu", info: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.config = config = config or AgentConfig()
+        self.device = device = torch.device(device)
+        self.num_tasks = T = len(task_names)
+        self.action_dim = action_dim
+        self.one_hot = torch.eye(T, device=device)
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.target_entropy = (
+            -float(action_dim) if config.temperature.target_entropy is None else config.temperature.target_entropy
+        )
+
+        task = (config.task_input, config.embedding_dim)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            actor, self.actor = make_parameters(
+                lambda: Actor(obs_dim, action_dim, T, config.actor, *task), T, device
+            )
+            critic, self.critic = make_parameters(
+                lambda: Critic(obs_dim, action_dim, T, config.critic, *task), T, device
+            )
+        assert isinstance(actor, Actor)
+        assert isinstance(critic, Critic)
+        self.nets = Networks(actor, critic)
+        self.target = self.critic.map(lambda p: p.detach().clone())
+        log_alpha = {
+            "log_alpha": torch.full(
+                (1,) if config.temperature.shared else (T, 1), config.temperature.initial, device=device
+            ).log().requires_grad_()
+        }  # fmt: skip
+        self.temperature = (
+            Parameters(log_alpha, {}) if config.temperature.shared else Parameters({}, log_alpha)
+        )
+        self.policy = Policy(actor, self.actor, task_names, obs_dim, action_dim, info)
+
+        def method(name: str, stream: int) -> MultiTaskOptimizer:
+            chosen = (options or {}) if name == optimizer else {}
+            return make_optimizer(name, num_tasks=T, seed=seed + stream, **chosen)
+
+        critic_method = method(optimizer, 0)
+        self.methods = {
+            "critic": critic_method,
+            "actor": method("unitary" if critic_method.critic_only else optimizer, 1),
+            "temperature": method(optimizer if config.temperature.combine else "unitary", 2),
+        }
+        self.steps = {
+            "critic": make_adam(self.critic, config.critic),
+            "actor": make_adam(self.actor, config.actor),
+            "temperature": torch.optim.Adam(
+                [p for _, p in self.temperature.tensors()], lr=config.temperature.learning_rate
+            ),
+        }
+        self.rewards = make_reward_scale(config.reward_scale, T, config.gamma, abs(self.target_entropy))
+
+    @property
+    def alpha(self) -> Tensor:
+        """Temperatures ``[T]``, whether shared or not."""
+        (_, log_alpha), *_ = self.temperature.tensors()
+        return log_alpha.detach().exp().flatten().expand(self.num_tasks)
+
+    def act(self, observations: Tensor) -> Tensor:
+        """Exploring actions ``[T, A]`` for ``[T, D + T]``, with the agent's own generator."""
+        noise = torch.randn(
+            len(observations), self.action_dim, generator=self.generator, device=self.device
+        )
+        return self.policy.act(observations.to(self.device), noise)
+
+    def random_actions(self) -> Tensor:
+        """Uniform actions ``[T, A]`` in [-1, 1]: the warm-up's."""
+        shape = (self.num_tasks, self.action_dim)
+        return torch.rand(shape, generator=self.generator, device=self.device) * 2 - 1
+
+    def predict(
+        self, observation: npt.NDArray[Any], state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[npt.NDArray[Any], Any]:
+        """Stable-Baselines3's ``predict`` (see :meth:`Policy.predict`)."""
+        return self.policy.predict(observation, state, episode_start, deterministic)
+
+    def draw_noise(self, rows: int) -> Noise:
+        """The randomness of one update with ``rows`` rows per task."""
+        shape = (self.num_tasks, rows)
+        critic, actor = self.nets.critic, self.nets.actor
+        return Noise(
+            *torch.randn(2, *shape, self.action_dim, generator=self.generator, device=self.device),
+            critic.draw_masks(shape, self.generator),
+            critic.draw_masks(shape, self.generator),
+            critic.draw_masks(shape, self.generator),
+            actor.draw_masks(shape, self.generator),
+        )
+
+    def update(self, batch: Batch, noise: Noise | None = None, diagnose: bool = False) -> dict[str, Any]:
+        """One step of critics, actor, temperatures and target, in this order.
+
+        Args:
+            batch: raw rewards; ``[T, B, ·]``.
+            noise: None draws it.
+            diagnose: also return the tasks' gradients' Gramians and what was made of them.
+
+        Returns:
+            device tensors, nothing waited for: ``critic_loss, actor_loss, q, log_prob, alpha,
+            reward_scale, critic_weights, actor_weights`` and ``critic_finite, actor_finite``, all
+            ``[T]``; with ``diagnose``, ``conflict_critic`` and ``conflict_actor``.
+        """
+        noise = noise or self.draw_noise(batch.rewards.shape[1])
+        alpha, present = self.alpha, batch.present
+        scale = self.rewards.scale(alpha)
+        batch = batch._replace(rewards=batch.rewards / scale.unsqueeze(1))
+        with torch.no_grad():
+            target = over_tasks(
+                lambda *args: td_target(*args, self.nets, self.config.gamma),
+                self.actor, self.target, alpha, self.one_hot, batch, noise.next_action, noise.target_masks,
+            )  # fmt: skip
+
+        metrics: dict[str, Any] = {"alpha": alpha, "reward_scale": scale}
+        critic = self._step(
+            "critic", lambda *args: critic_loss(*args, self.nets), self.critic, self.config.critic,
+            (self.one_hot, batch, target, noise.critic_masks), present, diagnose, metrics,
+        )  # fmt: skip
+        actor = self._step(
+            "actor", lambda *args: actor_loss(*args, self.nets), self.actor, self.config.actor,
+            (self.critic.detach(), alpha, self.one_hot, batch, noise.action, noise.actor_masks, noise.actor_critic_masks),
+            present, diagnose, metrics,
+        )  # fmt: skip
+        through_alpha = self.config.temperature.loss == "alpha"
+        self._step(
+            "temperature", lambda *args: temperature_loss(*args, self.target_entropy, through_alpha),
+            self.temperature, None, (actor.aux,), present, False, {},
+        )  # fmt: skip
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                [p for _, p in self.target.tensors()], [p for _, p in self.critic.tensors()], self.config.tau
+            )
+        return {**metrics, "q": critic.aux, "log_prob": actor.aux}
+
+    def _step(
+        self, name: str, loss: Any, params: Parameters, config: NetworkConfig | None, inputs: tuple[Any, ...],
+        present: Tensor | None, diagnose: bool, metrics: dict[str, Any],
+    ) -> Gradient:  # fmt: skip
+        """Loss → gradient → clip → Adam → the method's own step."""
+        method = self.methods[name]
+        gradient = multitask_gradient(method, loss, params, *inputs, present=present)
+        metrics |= {
+            f"{name}_loss": gradient.losses,
+            f"{name}_weights": gradient.weights,
+            f"{name}_finite": gradient.finite,
+        }
+        if diagnose:
+            rows = per_task_gradients(loss, params, *inputs)[0].shared
+            metrics[f"conflict_{name}"] = measure_conflict(rows, gradient.params.shared, gradient.weights)
+        for (_, p), (_, g) in zip(params.tensors(), gradient.params.tensors(), strict=True):
+            p.grad = g
+        if config is not None and config.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_([p for _, p in params.tensors()], config.max_grad_norm)
+        self.steps[name].step()
+        if method.needs_after_step:
+            with torch.no_grad():
+                method.after_step(over_tasks(loss, params, *inputs)[0])
+        return gradient
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes in training, generators included; no copies."""
+        return {
+            **{name: p._asdict() for name, p in self._parameters().items()},
+            "steps": {name: step.state_dict() for name, step in self.steps.items()},
+            "methods": {name: method.state_dict() for name, method in self.methods.items()},
+            "rewards": self.rewards.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`, bit for bit, in an agent of the same configuration."""
+        with torch.no_grad():
+            for name, parameters in self._parameters().items():
+                for kind, tensors in parameters._asdict().items():
+                    for key, tensor in tensors.items():
+                        tensor.copy_(state[name][kind][key])
+        for name, step in self.steps.items():
+            step.load_state_dict(state["steps"][name])
+        for name, method in self.methods.items():
+            method.load_state_dict(state["methods"][name])
+        self.rewards.load_state_dict(state["rewards"])
+        self.generator.set_state(state["generator"].cpu())
+
+    def _parameters(self) -> dict[str, Parameters]:
+        return {
+            "actor": self.actor, "critic": self.critic, "target": self.target, "temperature": self.temperature,
+        }  # fmt: skip
+
+
+def make_adam(params: Parameters, config: NetworkConfig) -> torch.optim.Adam:
+    """Adam with L2 (``coupled``), or AdamW; decay acts on matrices, never on biases, norms, embeddings."""
+    matrices = [p for p in params.shared.values() if p.dim() >= 2]
+    matrices += [p for p in params.private.values() if p.dim() >= 3]
+    decayed = {id(p) for p in matrices}
+    others = [p for _, p in params.tensors() if id(p) not in decayed]
+    kind = torch.optim.AdamW if config.decay == "decoupled" else torch.optim.Adam
+    return kind(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=config.learning_rate, fused=True,
+    )  # fmt: skip

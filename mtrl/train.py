@@ -1,0 +1,127 @@
+"""The training loop, on one screen, with the outer shape of a Stable-Baselines3 algorithm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
+
+from mtrl.replay import TaskReplay
+from mtrl.sac import MTSAC
+
+
+class Trainer:
+    """Steps the tasks, fills the replay, updates the agent, calls back.
+
+    Stable-Baselines3's callbacks find here what they touch on its algorithms.
+
+    Args:
+        agent, envs, replay: one environment per task, observations ending with the task's one-hot.
+        logger: where callbacks record; None is silent.
+        batch_size: rows per task in an update.
+        warmup_steps: vector steps of random actions before the first update.
+        updates_per_step: updates for each vector step.
+        diagnostics_every: updates between conflict measurements; 0 is never.
+    """
+
+    def __init__(
+        self, agent: MTSAC, envs: VecEnv, replay: TaskReplay, *, logger: Logger | None = None,
+        batch_size: int = 64, warmup_steps: int = 1000, updates_per_step: int = 1, diagnostics_every: int = 0,
+    ) -> None:  # fmt: skip
+        self.agent, self.envs, self.replay_buffer = agent, envs, replay
+        self.logger = logger or Logger(None, [])
+        self.batch_size, self.warmup_steps = batch_size, warmup_steps
+        self.updates_per_step, self.diagnostics_every = updates_per_step, diagnostics_every
+        self.num_timesteps = 0
+        self.num_updates = 0
+        self.metrics: dict[str, Any] = {}
+        self.seconds = {"env": 0.0, "update": 0.0, "evaluation": 0.0, "total": 0.0}
+        self.observations: npt.NDArray[Any] | None = None
+
+    def learn(
+        self, total_timesteps: int, callback: BaseCallback | Sequence[BaseCallback] | None = None
+    ) -> Trainer:
+        """Train until ``total_timesteps`` transitions in all (T per vector step), or a callback says no."""
+        callback = callback if isinstance(callback, BaseCallback) else CallbackList(list(callback or ()))
+        callback.init_callback(self)  # type: ignore[arg-type]
+        if self.observations is None:
+            self.observations = self.envs.reset()  # type: ignore[assignment]
+        callback.on_training_start(locals(), globals())
+        callback.on_rollout_start()
+        clock = time.perf_counter
+        start, before = clock(), self.seconds["total"]
+        while self.num_timesteps < total_timesteps:
+            obs = torch.as_tensor(self.observations)
+            warm = self.num_timesteps >= self.warmup_steps * self.envs.num_envs
+            actions = (self.agent.act(obs) if warm else self.agent.random_actions()).cpu()
+            self.envs.step_async(actions.numpy())
+            if warm:
+                self._update()
+            t = clock()
+            new_obs, rewards, dones, infos = self.envs.step_wait()
+            self.seconds["env"] += clock() - t
+            self._remember(obs, actions, rewards, new_obs, dones, infos)
+            self.observations = new_obs
+            self.num_timesteps += self.envs.num_envs
+            self.seconds["total"] = before + clock() - start
+            callback.update_locals(locals())
+            if not callback.on_step():
+                break
+        callback.on_rollout_end()
+        callback.on_training_end()
+        return self
+
+    def _update(self) -> None:
+        start = time.perf_counter()
+        for _ in range(self.updates_per_step):
+            diagnose = self.diagnostics_every > 0 and self.num_updates % self.diagnostics_every == 0
+            metrics = self.agent.update(self.replay_buffer.sample(self.batch_size), diagnose=diagnose)
+            self.metrics |= metrics
+            self.num_updates += 1
+        self.seconds["update"] += time.perf_counter() - start
+
+    def _remember(
+        self, obs: torch.Tensor, actions: torch.Tensor, rewards: Any, new_obs: Any, dones: Any, infos: Any
+    ) -> None:
+        """Store the transitions with the true last observation; a time limit is no termination."""
+        next_obs, terminated = new_obs, dones
+        if dones.any():
+            next_obs, terminated = new_obs.copy(), dones.copy()
+            for t in np.flatnonzero(dones):
+                next_obs[t] = infos[t]["terminal_observation"]
+                terminated[t] = not infos[t].get("TimeLimit.truncated", False)
+        size = self.agent.policy.obs_dim  # the one-hot behind it is not stored: the first axis is the task
+        reward = torch.as_tensor(rewards, dtype=torch.float32)
+        self.agent.rewards.observe(reward, torch.as_tensor(dones))
+        self.replay_buffer.add(
+            obs[:, :size], actions, reward, torch.as_tensor(next_obs)[:, :size], torch.as_tensor(terminated)
+        )
+
+    def predict(
+        self, observation: npt.NDArray[Any], state: Any = None, episode_start: Any = None, deterministic: bool = True
+    ) -> tuple[npt.NDArray[Any], Any]:
+        return self.agent.predict(observation, state, episode_start, deterministic)
+
+    def get_env(self) -> VecEnv:
+        return self.envs
+
+    def get_vec_normalize_env(self) -> None:
+        """There is none: rewards are scaled when sampled."""
+
+    def save(self, path: str | Path) -> None:
+        """The policy, as ``<path>.safetensors`` whatever suffix Stable-Baselines3's callbacks give."""
+        self.agent.policy.save(str(path).removesuffix(".zip") + ".safetensors")
+
+    def save_replay_buffer(self, path: str | Path) -> None:
+        torch.save(self.replay_buffer.state_dict(), path)
+
+    def dump_logs(self) -> None:
+        self.logger.dump(self.num_timesteps)
