@@ -40,6 +40,9 @@ class _Suites(Mapping[str, tuple[str, ...]]):
             return metaworld_suites()[name]
         raise KeyError(name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in (*METAWORLD_SUITES, "point")
+
     def __iter__(self) -> Iterator[str]:
         return iter((*METAWORLD_SUITES, "point"))
 

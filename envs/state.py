@@ -91,11 +91,14 @@ def _encode(name: str, value: Any, fields: _Fields) -> Any:
         return value
     if isinstance(value, np.ndarray):
         # Some tasks keep a live view of the simulator's memory; a copy would no longer follow it.
-        found = None if value.flags.owndata else fields.find(value)
-        if found is None:
+        root = value
+        while isinstance(root.base, np.ndarray):
+            root = root.base
+        if root.flags.owndata:
             return value.copy()
-        if not value.flags.c_contiguous:
-            raise TypeError(f"attribute {name} is a strided view of {found[0]}.{found[1]}")
+        found = fields.find(value)
+        if found is None or not value.flags.c_contiguous:
+            raise TypeError(f"attribute {name} is a view of memory that cannot be captured")
         return {"view": [*found, *value.shape]}
     if isinstance(value, np.generic):
         return {"scalar": np.array(value)}

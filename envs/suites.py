@@ -50,6 +50,8 @@ def make_suite(
         makers = {name: _maker(name, protocol) for name in protocol.task_names}
         steps: int | None = protocol.horizon
     else:
+        if not isinstance(protocol, Mapping):
+            raise SuiteError(f"{protocol!r} is neither a Protocol nor a mapping of task names to envs")
         named, settings = None, Protocol()
         makers = dict(protocol)
         if not makers:

@@ -148,6 +148,8 @@ class AgentConfig:
             ``none``; ``sigma``: its running standard deviation (the paper's buffer normalisation);
             ``return``: the largest discounted return seen plus what entropy can add, over 10
             (BRC, arXiv 2505.23150): all tasks' values then lie within ±10.
+        precision: of the matrix products of an update; weights, losses, targets and everything that
+            acts stay in float32. ``bf16`` pays where the processor has it (``mtrl doctor``).
     """
 
     actor: ActorConfig = field(default_factory=ActorConfig)
@@ -158,6 +160,7 @@ class AgentConfig:
     task_input: Literal["one_hot", "embedding", "heads", "none"] = "one_hot"
     embedding_dim: int = 32
     reward_scale: Literal["none", "sigma", "return"] = "return"
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         _check(0 <= self.gamma < 1, "agent.gamma", self.gamma, "in [0, 1)")

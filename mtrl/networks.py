@@ -32,10 +32,15 @@ class MLP(nn.Module):
 
     Args:
         output_gain: gain of the last layer under ``init="orthogonal"``.
+        dtype: of the matrix products; weights, LayerNorm and output are float32 all the same.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, config: NetworkConfig, output_gain: float = 1.0) -> None:
+    def __init__(
+        self, in_dim: int, out_dim: int, config: NetworkConfig, output_gain: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.dtype = dtype
         widths = [in_dim, *config.hidden]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
         self.norms = nn.ModuleList(nn.LayerNorm(b) for b in config.hidden) if config.layer_norm else None
@@ -48,14 +53,18 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, masks: Masks = ()) -> Tensor:
         """``[..., in_dim]`` → ``[..., out_dim]``; one mask ``[..., width]`` per hidden layer, or none."""
         for i, layer in enumerate(self.hidden):
-            x = layer(x)
+            x = self._linear(layer, x)
             if masks:
                 x = x * masks[i]
             if self.norms is not None:
                 x = self.norms[i](x)
             x = self.activation(x)
-        out: Tensor = self.output(x)
-        return out
+        return self._linear(self.output, x)
+
+    def _linear(self, layer: nn.Module, x: Tensor) -> Tensor:
+        # explicit casts: autocast's fail under vmap(grad) with LayerNorm
+        weight, bias = layer.weight.to(self.dtype), layer.bias.to(self.dtype)  # type: ignore[operator]
+        return F.linear(x.to(self.dtype), weight, bias).float()
 
 
 def initialise(layer: nn.Linear, init: Literal["torch", "xavier", "orthogonal"], gain: float) -> None:
@@ -106,11 +115,11 @@ class Actor(TaskNetwork):
 
     def __init__(
         self, obs_dim: int, action_dim: int, num_tasks: int, config: ActorConfig,
-        task_input: TaskInput = "one_hot", embedding_dim: int = 32,
+        task_input: TaskInput = "one_hot", embedding_dim: int = 32, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         super().__init__(num_tasks, task_input, embedding_dim)
         self.config = config
-        self.net = MLP(obs_dim + self.task_dim, 2 * action_dim, config, output_gain=0.01)
+        self.net = MLP(obs_dim + self.task_dim, 2 * action_dim, config, output_gain=0.01, dtype=dtype)
 
     def forward(self, obs: Tensor, task: Tensor, masks: Masks = ()) -> tuple[Tensor, Tensor]:
         """``obs [..., D]``, one-hot ``task [T]`` → mean ``[..., A]``, log_std ``[..., A]``."""
@@ -129,12 +138,12 @@ class Critic(TaskNetwork):
 
     def __init__(
         self, obs_dim: int, action_dim: int, num_tasks: int, config: CriticConfig,
-        task_input: TaskInput = "one_hot", embedding_dim: int = 32,
+        task_input: TaskInput = "one_hot", embedding_dim: int = 32, dtype: torch.dtype = torch.float32,
     ) -> None:  # fmt: skip
         super().__init__(num_tasks, task_input, embedding_dim)
         self.config = config
         self.nets = nn.ModuleList(
-            MLP(obs_dim + action_dim + self.task_dim, 1, config) for _ in range(config.ensemble)
+            MLP(obs_dim + action_dim + self.task_dim, 1, config, dtype=dtype) for _ in range(config.ensemble)
         )
 
     def forward(self, obs: Tensor, action: Tensor, task: Tensor, masks: Masks = ()) -> Tensor:

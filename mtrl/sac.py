@@ -125,13 +125,14 @@ class MTSAC:
         )
 
         task = (config.task_input, config.embedding_dim)
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             actor, self.actor = make_parameters(
-                lambda: Actor(obs_dim, action_dim, T, config.actor, *task), T, device
+                lambda: Actor(obs_dim, action_dim, T, config.actor, *task, dtype), T, device
             )
             critic, self.critic = make_parameters(
-                lambda: Critic(obs_dim, action_dim, T, config.critic, *task), T, device
+                lambda: Critic(obs_dim, action_dim, T, config.critic, *task, dtype), T, device
             )
         assert isinstance(actor, Actor)
         assert isinstance(critic, Critic)
@@ -145,7 +146,9 @@ class MTSAC:
         self.temperature = (
             Parameters(log_alpha, {}) if config.temperature.shared else Parameters({}, log_alpha)
         )
-        self.policy = Policy(actor, self.actor, task_names, obs_dim, action_dim, info)
+        with torch.device("meta"):  # acts in float32 whatever the update's precision, as a loaded file does
+            acting = Actor(obs_dim, action_dim, T, config.actor, *task)
+        self.policy = Policy(acting, self.actor, task_names, obs_dim, action_dim, info)
 
         def method(name: str, stream: int) -> MultiTaskOptimizer:
             chosen = (options or {}) if name == optimizer else {}

@@ -15,8 +15,7 @@ class GradDrop(RowMethod):
     weight.
 
     Chen et al. 2020, algorithm 1, on parameters: the positive ones with probability ``½ (1 + Σ g / Σ |g|)``,
-    which is their share of Σ |g|. The expectation of the kept sum is not the sum: it is ``(p² − n²) / (p +
-    n)`` for positive and negative totals p and n, and p − n is its value, so in expectation it *is* unbiased.
+    which is their share of Σ |g|. In expectation the kept sum is the plain sum.
 
     Where we differ: the kept gradients are divided by T (the paper sums). ``scale="as_published"`` sums, and
     rescales to the norm of the plain sum, as the unitary paper's code does and the paper does not.

@@ -91,5 +91,5 @@ def vaccinate(gramian: Array, order: np.ndarray, targets: Array, beta: float) ->
         old = targets[rows, column]
         targets[rows, column] = np.where(meets, (1 - beta) * old + beta * cosine, old)
     inverse = np.divide(1, norms, out=np.zeros(n), where=norms > 0)
-    weights: Array = (norms[:, None] * shares * inverse).sum(axis=0)
-    return weights + (norms == 0)
+    weights: Array = (norms[:, None] * shares * inverse).sum(axis=0) + (norms == 0)
+    return weights

@@ -73,7 +73,7 @@ def bargain_of(matrix: Array) -> Array:
         gradient = beta * image - 1
         scaled.flat[:: n + 1] += 1
         step = np.linalg.solve(scaled, gradient)
-        decrement = np.sqrt(max(0.0, gradient @ step))
+        decrement = np.sqrt(max(0.0, float(gradient @ step)))
         beta = beta * (1 - step / (1 + decrement if decrement > 0.25 else 1))
         if decrement < 1e-10:
             break

@@ -6,7 +6,7 @@ import numpy as np
 
 from mtrl.optimizers.base import Array, cosines_of
 
-RIDGE = 1e-10  # on the cosines: makes the minimiser unique, equal tasks get equal weights
+RIDGE = 1e-12  # on the cosines: makes the minimiser unique, equal tasks get equal weights
 ZERO = 1e-12  # a zero gradient counts as one of this norm, relative to the largest, orthogonal to all others
 
 
@@ -28,7 +28,7 @@ def minimise_against_mean(gramian: Array, c: float) -> tuple[Array, float]:
     """
     norms, cosines = _lift(gramian)
     products = cosines @ norms / len(norms)
-    radius = c * np.sqrt(norms @ products / len(norms))
+    radius = c * float(np.sqrt(norms @ products / len(norms)))
     weights, length = _minimise(cosines, norms, products, radius)
     return weights, radius / length
 
@@ -52,8 +52,9 @@ def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tup
     A primal active-set method. On the tasks in play S the minimiser has a closed form. With ``y₀`` the
     shortest point, ``q`` the linear term's component along the plane, ``n₀`` and ``n_q`` their lengths in C:
     the stationary point is ``y₀ − q n₀ / √(radius² − n_q²)``, and where ``n_q ≥ radius`` the objective falls
-    for ever along −q. Tasks whose weight would turn negative leave, the one whose multiplier is most negative returns. The objective
-    falls with each return, so no set comes twice; the cap on the number of rounds guards against rounding.
+    for ever along −q. Tasks whose weight would turn negative leave, the one whose multiplier is most negative
+    returns. The objective falls with each return, so no set comes twice; the cap on the number of rounds
+    guards against rounding.
 
     Returns:
         The weights ``[n]``, and the length ``√(yᵀ C y)``.
@@ -63,7 +64,7 @@ def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tup
     y = np.full(n, 1 / n) / rate
     active = np.arange(n)
     right = np.stack([rate, linear], axis=1)
-    descending = False  # before the first optimum on a set, negative weights may leave together
+    descending = False  # until the first optimum on a set, tasks leave many at a time: a start need not descend
     returned = -1
     for _ in range(10 * n):
         of_rate, of_linear = np.linalg.solve(cosines[np.ix_(active, active)], right[active]).T
@@ -85,8 +86,9 @@ def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tup
             length = np.sqrt(target @ image[active])
             gradient = linear + radius * image / length
             level = gradient[active] @ target  # the multiplier of the constraint
-            excess = (gradient - level * rate) / (np.abs(linear) + radius * np.abs(image) / length +
-            abs(level) * rate) excess[active] = 0
+            size = np.abs(linear) + radius * np.abs(image) / length + abs(level) * rate
+            excess = (gradient - level * rate) / size
+            excess[active] = 0
             returned = int(excess.argmin())
             if excess[returned] >= -1e-9:
                 break
@@ -101,8 +103,8 @@ def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tup
         falling = step < 0
         reach = np.full(len(active), np.inf)
         reach[falling] = y[active][falling] / -step[falling]
-        first = reach.min()
-        y[active] += first * step
+        first = reach.min() if descending else np.median(reach[falling])
+        y[active] = (y[active] + first * step).clip(min=0)
         leaving = reach <= first
         y[active[leaving]] = 0
         if first == 0 and active[leaving][0] == returned:

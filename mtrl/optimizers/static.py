@@ -23,9 +23,10 @@ class Static(Scalarization):
     def __init__(self, num_tasks: int, *, seed: int = 0, weights: list[float] | None = None) -> None:
         super().__init__(num_tasks, seed=seed)
         chosen = [1.0] * num_tasks if weights is None else list(weights)
-        valid = len(chosen) == num_tasks and all(math.isfinite(w) and w >= 0 for w in chosen) and sum(chosen)
-        > 0 require(valid, "weights", weights, f"{num_tasks} non-negative numbers, one per task, not all
-        zero") self._fractions = torch.tensor([w / sum(chosen) for w in chosen], dtype=torch.float64)
+        fits = len(chosen) == num_tasks and all(math.isfinite(w) and w >= 0 for w in chosen)
+        domain = f"{num_tasks} non-negative numbers, one per task, not all zero"
+        require(fits and sum(chosen) > 0, "weights", weights, domain)
+        self._fractions = torch.tensor([w / sum(chosen) for w in chosen], dtype=torch.float64)
 
     def weights_now(self, reference: Tensor) -> Tensor:
         self._fractions = self._fractions.to(reference.device)

@@ -36,5 +36,5 @@ class UPGrad(HostSolver):
                 added, _ = nnls(root, -root[:, i], maxiter=30 * n)
                 own[i] += norms[i] * added
         inverse = np.divide(1, norms, out=np.zeros(n), where=norms > 0)
-        weights: Array = (own * inverse).sum(axis=0) / n
-        return weights + (norms == 0) / n
+        weights: Array = ((own * inverse).sum(axis=0) + (norms == 0)) / n
+        return weights

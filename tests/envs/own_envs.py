@@ -34,3 +34,14 @@ class OwnEnv(gym.Env):
         if self.steps == 3 and self.bad == "crash":
             raise ZeroDivisionError("the third step")
         return observation, reward, self.steps == self.length, False, {"success": self.steps == 2}
+
+
+class SavedEnv(OwnEnv):
+    """One that can be saved."""
+
+    def get_state(self):
+        return {"steps": getattr(self, "steps", 0), "generator": self.np_random.bit_generator.state}
+
+    def set_state(self, state):
+        self.steps = state["steps"]
+        self.np_random.bit_generator.state = state["generator"]

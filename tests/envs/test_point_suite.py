@@ -68,9 +68,8 @@ def test_knowing_the_task_solves_every_goal_and_one_rule_for_all_does_not():
                 goal[envs.task_names.index("point-opposite")] *= -1
             wanted = np.clip((goal - position) / 0.1, -1, 1)
             if rule == "by task":
-                wanted = np.stack(
-                    [inverse[name] @ w for name, w in zip(envs.task_names, wanted, strict=True)]
-                )
+                rules = [inverse[name] for name in envs.task_names]
+                wanted = np.stack([matrix @ w for matrix, w in zip(rules, wanted, strict=True)])
             observations, _, dones, infos = envs.step(wanted)
             successes += [[info["is_success"] for info in infos]] if dones.all() else []
         solved[rule] = np.mean(successes, axis=0)

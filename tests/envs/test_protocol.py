@@ -72,7 +72,7 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(values, words):
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest():
-    with pytest.raises(SuiteError, match="'horizn'.*did you mean 'horizon'"):
+    with pytest.raises(SuiteError, match=r"'horizn'.*did you mean 'horizon'"):
         Protocol.from_dict({"horizn": 3})
 
 

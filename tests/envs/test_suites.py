@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from own_envs import OwnEnv
+from own_envs import OwnEnv, SavedEnv
 
 from envs import Protocol, SuiteError, make_suite
 from envs.point import POINT_TASKS
@@ -16,9 +16,8 @@ def rollout(envs, steps, seed=0):
     generator = np.random.default_rng(seed)
     seen = [envs.reset()]
     for _ in range(steps):
-        observations, rewards, dones, infos = envs.step(
-            generator.uniform(-1, 1, (envs.num_envs, 4)[:2])[:, : envs.action_space.shape[0]]
-        )
+        actions = generator.uniform(-1, 1, (envs.num_envs, *envs.action_space.shape))
+        observations, rewards, dones, infos = envs.step(actions)
         seen += [observations, rewards, dones, np.array([info["goal"] for info in infos])]
     return np.concatenate([np.ravel(array).astype(np.float64) for array in seen])
 
@@ -92,7 +91,7 @@ def test_a_goal_can_be_asked_for_and_the_order_goes_on_from_there():
     assert [info["goal"] for info in envs.reset_infos] == [48] * 5
     met = []
     for _ in range(4):
-        observations, _, _, infos = envs.step(np.zeros((5, 2)))
+        infos = envs.step(np.zeros((5, 2)))[3]
         met.append(infos[0]["goal"])
     assert met == [48, 49, 0, 1]
     assert envs.reset_infos[0]["goal"] == 2
@@ -101,7 +100,7 @@ def test_a_goal_can_be_asked_for_and_the_order_goes_on_from_there():
     np.testing.assert_array_equal(again[0], first[0])
     assert [info["goal"] for info in envs.reset_infos] == [48, 3, 3, 3, 3]
     envs.set_options({"goal": 50})
-    with pytest.raises(SuiteError, match="point-reach.*50.*0 to 49"):
+    with pytest.raises(SuiteError, match=r"point-reach.*50.*0 to 49"):
         envs.reset()
 
 
@@ -238,6 +237,7 @@ def test_tasks_of_two_simulators_do_not_fit_together():
     ("arguments", "words"),
     [
         ({"protocol": {}}, "empty"),
+        ({"protocol": "mt10"}, "'mt10' is neither a Protocol"),
         ({"protocol": POINT, "horizon": 3}, "horizon"),
         ({"protocol": {"a": OwnEnv}, "horizon": 0}, "horizon: 0"),
         ({"protocol": POINT, "seed": -1}, "seed: -1"),
@@ -298,3 +298,32 @@ def test_the_observations_of_a_step_outlive_the_next():
 def test_the_point_suite_is_what_its_mapping_makes():
     as_mapping = make_suite(dict(POINT_TASKS), seed=4, horizon=10)
     np.testing.assert_array_equal(rollout(as_mapping, 25), rollout(make_suite(POINT, seed=4), 25))
+
+
+def test_evaluation_does_not_repeat_the_training_of_ones_own_env():
+    training, evaluation = (make_suite({"a": OwnEnv}, seed=2, evaluation=flag) for flag in (False, True))
+    assert training.reset()[0, 0] != evaluation.reset()[0, 0]
+
+
+@pytest.mark.parametrize("steps", [None, 0, 5])
+def test_ones_own_envs_go_on_from_a_state_taken_at_any_time(steps):
+    original, copy = (make_suite({"a": SavedEnv, "b": SavedEnv}, seed=seed, horizon=4) for seed in (2, 9))
+    if steps is not None:
+        original.reset()
+        for _ in range(steps):
+            original.step(np.zeros((2, 2)))
+    copy.set_state(original.get_state())
+    if steps is None:
+        np.testing.assert_array_equal(copy.reset(), original.reset())
+    for _ in range(6):
+        expected, got = original.step(np.zeros((2, 2))), copy.step(np.zeros((2, 2)))
+        for k in range(3):
+            np.testing.assert_array_equal(got[k], expected[k])
+        assert got[3][0].get("episode") == expected[3][0].get("episode")
+
+
+def test_an_env_that_cannot_be_saved_is_named():
+    envs = make_suite({"a": SavedEnv, "b": OwnEnv})
+    envs.reset()
+    with pytest.raises(SuiteError, match="task b: its env has no get_state"):
+        envs.get_state()

@@ -1,0 +1,91 @@
+"""``mtrl doctor``: what this machine and installation can do, and what to do about what is wrong."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+
+from mtrl.commands.parser import Parser
+from mtrl.commands.train import choose_threads
+from mtrl.replay import free_memory
+from mtrl.runfolder import versions
+
+SIZE = 1024
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 0 when training works, 1 when something it needs does not."""
+    Parser(prog="mtrl doctor", description=__doc__).parse_args(arguments)
+    console = Console(highlight=False)
+    console.print("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    cores, threads = os.cpu_count() or 1, choose_threads("auto")
+    torch.set_num_threads(threads)
+    console.print(f"machine    {platform.platform()}, {cores} cores, this process may use {threads}")
+    console.print(f"memory     {free_memory(torch.device('cpu')) / 1e9:.1f} GB free")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu (no CUDA device is visible to torch)"
+    console.print(f"device     {device}")
+    console.print(
+        f"matrices   {gflops(torch.float32):.0f} GFLOP/s fp32, {gflops(torch.bfloat16):.0f} GFLOP/s bf16 "
+        f"({SIZE}³, cpu, {threads} thread(s))"
+    )
+    checks: list[tuple[str, Callable[[], str], str, bool]] = [
+        ("metaworld", step_metaworld, "reinstall with `pip install -e .`; unset MUJOCO_GL if mujoco fails to import", True),
+        ("rendering", render, "only videos need it: MUJOCO_GL=egl with a GPU, MUJOCO_GL=osmesa with libosmesa6", False),
+        ("runs/", write_runs, "start mtrl in a folder that you may write to, or give --run_dir", True),
+    ]
+    healthy = True
+    for name, check, remedy, needed in checks:
+        try:
+            console.print(f"{name:10} ok: {check()}")
+        except Exception as error:  # whatever is wrong with the machine is the report
+            healthy = healthy and not needed
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            console.print(f"{name:10} {'WRONG' if needed else 'not available'}: {reason}\n{'':10} -> {remedy}")
+    return 0 if healthy else 1
+
+
+def gflops(dtype: torch.dtype) -> float:
+    """Speed of one square matrix product, the best of a few."""
+    a, b = torch.randn(2, SIZE, SIZE).to(dtype)
+    best = float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * SIZE**3 / best / 1e9
+
+
+def step_metaworld() -> str:
+    from envs import Protocol, make_suite
+
+    start = time.perf_counter()
+    envs = make_suite(Protocol("reach-v3", num_goals=1), workers=0)
+    try:
+        observations = envs.reset()
+        envs.step(envs.action_space.sample()[None])
+    finally:
+        envs.close()
+    return f"reach-v3 built, reset and stepped in {time.perf_counter() - start:.1f} s, observations {observations.shape}"
+
+
+def render() -> str:
+    import mujoco
+
+    model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
+    with mujoco.Renderer(model, 32, 32) as renderer:
+        renderer.update_scene(mujoco.MjData(model))
+        return f"backend {os.environ.get('MUJOCO_GL', 'default')}, image {renderer.render().shape}"
+
+
+def write_runs() -> str:
+    from pathlib import Path
+
+    folder = Path("runs") if Path("runs").is_dir() else Path()
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder.resolve()} cannot be written")
+    return f"{folder.resolve()} can be written"

@@ -1,0 +1,92 @@
+"""``mtrl evaluate``: a saved policy's success per task, by name, with intervals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from envs import Protocol, make_suite
+from mtrl.commands.parser import Parser
+from mtrl.commands.tables import scores_table
+from mtrl.config import ConfigError
+from mtrl.evaluate import evaluate
+from mtrl.policy import Policy, PolicyError, load_policy
+from mtrl.runfolder import RunFolder
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(prog="mtrl evaluate", description=__doc__)
+    parser.add_argument("run", type=str, help="a run's folder, or a policy file")
+    parser.add_argument("--checkpoint", choices=["best", "last"], default="last", help="which policy of a run")
+    parser.add_argument("--episodes", type=int, help="per task; default: every goal of the run's protocol once")
+    parser.add_argument("--json", type=str, help="write the scores to this file, or - for standard output")
+    parser.add_argument("--seed", type=int, help="draw other goals than the run's")
+    parser.add_argument("--workers", type=str, default="auto", help="processes; 0 is in process")
+    args = parser.parse_args(arguments)
+    if args.episodes is not None and args.episodes < 1:
+        raise ConfigError(f"episodes: {args.episodes} is not valid; it must be >= 1")
+    if args.seed is not None and args.seed < 0:
+        raise ConfigError(f"seed: {args.seed} is not valid; it must be >= 0")
+    if args.workers != "auto" and not args.workers.isdigit():
+        raise ConfigError(f"workers: {args.workers!r} is not valid; it must be >= 0, or auto")
+
+    policy, status = find_policy(Path(args.run), args.checkpoint)
+    try:
+        protocol = Protocol.from_dict(policy.info["protocol"])
+        seed = int(policy.info["seed"])
+    except (KeyError, TypeError):
+        raise PolicyError(f"{args.run}: the policy file tells no protocol to evaluate it under") from None
+    if args.seed is not None:
+        protocol, seed = Protocol.from_dict({**protocol.to_dict(), "goal_seed": None}), args.seed
+    if policy.task_names != protocol.task_names:
+        raise PolicyError(f"{args.run}: its tasks are not those of its protocol")
+    goals = 1 if protocol.goals == "fixed" else protocol.num_goals
+    workers = "auto" if args.workers == "auto" else int(args.workers)
+    envs = make_suite(protocol, seed=seed, workers=workers, evaluation=True)
+    try:
+        scores = evaluate(policy, envs, args.episodes or goals, protocol.task_names)
+    finally:
+        envs.close()
+
+    described = {**protocol.to_dict(), "name": protocol.name, "goal_seed": protocol.goal_seed or seed}
+    result = {"protocol": described, "checkpoint": args.checkpoint, "run_status": status, **scores.to_dict()}
+    text = json.dumps(result, indent=1)
+    if args.json == "-":
+        print(text)
+        return 0
+    if args.json:
+        try:
+            Path(args.json).write_text(text + "\n")
+        except OSError as error:
+            raise ConfigError(f"json: {args.json} cannot be written ({error.strerror})") from None
+    title = f"{args.run} ({args.checkpoint}, {protocol.name})"
+    console = Console()
+    console.print(scores_table(scores, title))
+    if goals == 1:
+        console.print("Goals are fixed and the policy is deterministic: one episode per task is exact, so there is no interval.")
+    return 0
+
+
+def find_policy(path: Path, checkpoint: str) -> tuple[Policy, str]:
+    """The policy of a run's folder, or of a file; and the run's status.
+
+    Raises:
+        ConfigError: there is nothing there, with what there is.
+        PolicyError: the file is damaged or foreign.
+    """
+    if path.is_file():
+        return load_policy(path), "not known"
+    run = RunFolder(path)
+    if not run.config.is_file():
+        there = sorted(str(p.parent) for p in Path("runs").glob("*/*/*/config.yaml"))[:4]
+        hint = f"; there is {', '.join(there)}" if there else ""
+        raise ConfigError(f"run: {path} is neither a run's folder nor a policy file{hint}")
+    file = run.best if checkpoint == "best" else run.last
+    if not file.exists():
+        raise ConfigError(f"checkpoint: {run.path} has no {file.name} yet (the run is {run.status})")
+    if not run.status.startswith(("DONE", "RUNNING")):
+        print(f"mtrl: note: this run is marked {run.status}", file=sys.stderr)
+    return load_policy(file), run.status

@@ -1,0 +1,53 @@
+"""``mtrl list``: configs, suites, tasks and optimizers, by the names that settings take."""
+
+from __future__ import annotations
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from envs import SUITES
+from mtrl.commands.parser import Parser, config_names
+from mtrl.optimizers import OPTIMIZERS, describe
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(prog="mtrl list", description=__doc__)
+    kinds = {"configs": configs, "suites": suites, "tasks": tasks, "optimizers": optimizers}
+    parser.add_argument("kind", nargs="?", choices=list(kinds), help="what to list; all by default")
+    args = parser.parse_args(arguments)
+    console = Console()
+    for name, show in kinds.items():
+        if args.kind == name or (args.kind is None and name != "tasks"):
+            show(console)
+    return 0
+
+
+def configs(console: Console) -> None:
+    table = Table("config", "what it sets", title="configs: mtrl train --config NAME")
+    for name, path in config_names().items():
+        first = path.read_text().splitlines()[0]
+        about = first.lstrip("# ") if first.startswith("#") else ", ".join(yaml.safe_load(path.read_text()))
+        table.add_row(name, about)
+    console.print(table)
+
+
+def suites(console: Console) -> None:
+    table = Table("suite", "tasks", title="suites: --protocol.suite NAME, or one task's name, or custom with --protocol.tasks")
+    for name, names in SUITES.items():
+        table.add_row(name, f"{len(names)}: " + ", ".join(names if len(names) <= 10 else [*names[:3], "…"]))
+    console.print(table)
+
+
+def tasks(console: Console) -> None:
+    for name in SUITES["mt50"]:
+        console.print(name, highlight=False)
+
+
+def optimizers(console: Console) -> None:
+    table = Table("name", "kind", "formula", "options", "paper", title="optimizers: --optimizer.name NAME --optimizer.options.KEY VALUE")
+    for name in OPTIMIZERS:
+        info = describe(name)
+        options = ", ".join(f"{key}={value}" for key, value in info.options.items())
+        table.add_row(info.name, info.kind, info.formula, options, info.paper)
+    console.print(table)
