@@ -47,6 +47,8 @@ class SuiteVecEnv(VecEnv):
             low = np.min([observations.low for observations, _ in spaces], axis=0)
             high = np.max([observations.high for observations, _ in spaces], axis=0)
             super().__init__(len(specs), gym.spaces.Box(low, high, dtype=np.float32), spaces[0][1])
+            self.observation_dim = len(low) - self.task_dim
+            self.action_dim = spaces[0][1].shape[0]
         except BaseException:
             self.close()
             raise

@@ -41,7 +41,8 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
 
     Observation `[D + T]`, action `[A]`. An env that has `draw_goals(num_goals, seed) -> [num_goals, ·]` and
     `set_goal(goal)` is given one of its goals before every reset: a random one, or, in evaluation, the next.
-    `reset(options={"goal": k})` asks for goal k; in evaluation the order goes on from there.
+    `reset(options={"goal": k})` asks for goal k; in evaluation the order goes on from there. Ignored without
+    goals.
 
     Info of every step: `success` (now), `is_success` (so far in this episode), `goal` (index, -1 without
     goals); of the last step of an episode: `episode` with its return `r` and its length `l`.
@@ -100,8 +101,6 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         if self._goals is not None:
             self._goal = self._next_goal(wanted)
             self.env.set_goal(self._goals[self._goal])  # type: ignore[attr-defined]
-        elif wanted is not None:
-            raise SuiteError(f"task {self.name}: goal {wanted!r} was asked for, but the task has no goals")
         observation, info = self.env.reset(seed=seed, options=rest or None)
         self._steps = 0
         self._return = 0.0

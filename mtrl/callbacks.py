@@ -1,4 +1,4 @@
-"""What happens beside training: logging, evaluation, the progress bar, a clean stop.
+"""What happens beside training: logging, evaluation, checkpoints, the progress bar.
 
 All are Stable-Baselines3 callbacks of a :class:`mtrl.train.Trainer`.
 """
@@ -6,6 +6,7 @@ All are Stable-Baselines3 callbacks of a :class:`mtrl.train.Trainer`.
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,14 +15,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure
 from stable_baselines3.common.vec_env import VecEnv
 
 from mtrl.conflict import Conflict
-from mtrl.evaluate import Scores, evaluate
+from mtrl.evaluate import Scores, TaskScores, evaluate
 from mtrl.figures import cosine_figure
 
 if TYPE_CHECKING:
@@ -32,10 +32,6 @@ PER_TASK = {
     "alpha": "train_ent_coef", "reward_scale": "train_reward_scale", "log_prob": "train_log_prob",
 }  # fmt: skip
 EPISODES_IN_MEAN = 10  # per task, in the rollout means
-
-
-class Diverged(RuntimeError):
-    """A loss or a gradient stopped being finite. Names task, network and step."""
 
 
 class TrainerCallback(BaseCallback):
@@ -74,15 +70,37 @@ class TrainerCallback(BaseCallback):
         """Every ``every`` steps per task; False stops the training."""
         return True
 
+    def say(self, text: str) -> None:
+        """A line on standard error."""
+        print(f"mtrl: {text}", file=sys.stderr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume: plain values, arrays, tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`."""
+
 
 class LogCallback(TrainerCallback):
-    """Reads the device's numbers and writes a row of the log; stops a run that is no longer finite."""
+    """Reads the device's numbers and writes a row of the log."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__(every)
+        self.returns: list[deque[float]] = []
+        self.successes: list[deque[float]] = []
+        self.before: dict[str, float] = {}
+        self.success_rate = float("nan")
 
     def _on_training_start(self) -> None:
-        self.returns: list[deque[float]] = [deque(maxlen=EPISODES_IN_MEAN) for _ in self.task_names]
-        self.successes: list[deque[float]] = [deque(maxlen=EPISODES_IN_MEAN) for _ in self.task_names]
-        self.before = dict(self.trainer.seconds), self.trainer.num_timesteps, self.trainer.num_updates
-        self.success_rate = float("nan")
+        if not self.before:
+            self.returns = [deque(maxlen=EPISODES_IN_MEAN) for _ in self.task_names]
+            self.successes = [deque(maxlen=EPISODES_IN_MEAN) for _ in self.task_names]
+            self.before = self._progress()
+
+    def _progress(self) -> dict[str, float]:
+        trainer = self.trainer
+        return {**trainer.seconds, "timesteps": trainer.num_timesteps, "updates": trainer.num_updates}
 
     def _on_step(self) -> bool:
         for t in np.flatnonzero(self.locals["dones"]):
@@ -114,7 +132,6 @@ class LogCallback(TrainerCallback):
         if not metrics:
             return
         for network in ("critic", "actor"):
-            check_finite(network, metrics[f"{network}_finite"], self.task_names, self.steps_per_task)
             self.record_tasks(f"train_{network}_weight", metrics[f"{network}_weights"].tolist())
         for key, metric in PER_TASK.items():
             self.record_tasks(metric, metrics[key].tolist())
@@ -125,26 +142,29 @@ class LogCallback(TrainerCallback):
         self.record("train/n_updates", self.trainer.num_updates)
 
     def _record_time(self) -> None:
-        trainer = self.trainer
-        seconds, timesteps, updates = self.before
-        self.before = dict(trainer.seconds), trainer.num_timesteps, trainer.num_updates
-        spent = {key: trainer.seconds[key] - seconds[key] for key in seconds}
-        steps = (trainer.num_timesteps - timesteps) / trainer.envs.num_envs
-        spent["total"] -= spent["evaluation"]
-        if trainer.num_updates > updates:
-            self.record("time/update_ms", 1e3 * spent["update"] / (trainer.num_updates - updates))
+        now = self._progress()
+        spent = {key: now[key] - self.before[key] for key in now}
+        self.before = now
+        training = spent["total"] - spent["evaluation"]
+        steps = spent["timesteps"] / self.trainer.envs.num_envs
+        if spent["updates"] > 0:
+            self.record("time/update_ms", 1e3 * spent["update"] / spent["updates"])
         self.record("time/env_ms", 1e3 * spent["env"] / steps)
-        self.record("time/other_ms", 1e3 * (spent["total"] - spent["env"] - spent["update"]) / steps)
-        self.record("time/fps", (trainer.num_timesteps - timesteps) / spent["total"])
+        self.record("time/other_ms", 1e3 * (training - spent["env"] - spent["update"]) / steps)
+        self.record("time/fps", spent["timesteps"] / training)
         self.record("time/steps_per_task", self.steps_per_task)
-        self.record("time/seconds", trainer.seconds["total"])
+        self.record("time/seconds", now["total"])
 
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "returns": [list(w) for w in self.returns], "successes": [list(w) for w in self.successes],
+            "before": self.before, "success_rate": self.success_rate,
+        }  # fmt: skip
 
-def check_finite(network: str, finite: torch.Tensor, task_names: tuple[str, ...], step: int) -> None:
-    """Raise :class:`Diverged` naming the first task whose loss or gradient is not finite."""
-    if not finite.all():
-        names = [name for name, ok in zip(task_names, finite.tolist(), strict=True) if not ok]
-        raise Diverged(f"{network} loss or gradient is not finite for {', '.join(names)} at step {step} per task")
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("returns", "successes"):
+            setattr(self, name, [deque(w, maxlen=EPISODES_IN_MEAN) for w in state[name]])
+        self.before, self.success_rate = state["before"], state["success_rate"]
 
 
 class ConflictCallback(TrainerCallback):
@@ -161,14 +181,14 @@ class ConflictCallback(TrainerCallback):
     ) -> None:
         super().__init__(every)
         self.picture_every, self.on_conflict = picture_every, on_conflict
-        self.last: Conflict | None = None
+        self.seen_update = -1
         self.next_picture = 0
 
     def due(self) -> bool:
         metrics = self.trainer.metrics
-        if "conflict_critic" not in metrics or metrics["conflict_critic"] is self.last:
+        if metrics.get("conflict_update", -1) == self.seen_update:
             return True
-        self.last = metrics["conflict_critic"]
+        self.seen_update = metrics["conflict_update"]
         with_picture = self.steps_per_task >= self.next_picture
         for network in ("critic", "actor"):
             conflict: Conflict = metrics[f"conflict_{network}"]
@@ -182,6 +202,12 @@ class ConflictCallback(TrainerCallback):
         if with_picture:
             self.next_picture = self.steps_per_task + self.picture_every
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen_update": self.seen_update, "next_picture": self.next_picture}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
 
 class EvaluationCallback(TrainerCallback):
@@ -224,28 +250,59 @@ class EvaluationCallback(TrainerCallback):
         if self.last is None or self.last[0] != self.steps_per_task:
             self.due()
 
+    def state_dict(self) -> dict[str, Any]:
+        last = None
+        if self.last is not None:
+            steps, scores = self.last
+            last = [steps, {name: vars(task) for name, task in scores.tasks.items()}]
+        return {"best_success": self.best_success, "last": last}
 
-class InterruptCallback(TrainerCallback):
-    """The first SIGINT or SIGTERM ends the loop after the current step; a second SIGINT is Python's own."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_success = state["best_success"]
+        if state["last"] is not None:
+            steps, tasks = state["last"]
+            columns = {name: {k: v.numpy() for k, v in task.items()} for name, task in tasks.items()}
+            self.last = steps, Scores({name: TaskScores(**task) for name, task in columns.items()})
 
-    def __init__(self) -> None:
+
+class CheckpointCallback(TrainerCallback):
+    """Saves every so many minutes, and stops cleanly with a checkpoint when the system asks.
+
+    The first SIGINT, SIGTERM or SIGUSR1 (pre-emption) ends the loop after the current step; a second
+    SIGINT is Python's own.
+
+    Args:
+        minutes: between checkpoints, fractions allowed; 0 is only at the end.
+        save: writes one.
+    """
+
+    def __init__(self, minutes: float, save: Callable[[], None]) -> None:
         super().__init__()
+        self.minutes, self.save = minutes, save
         self.received: str | None = None
-        self.previous: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
+        self._last = 0.0
 
     def _on_training_start(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self._handle)
+        self._last = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._previous[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def due(self) -> bool:
-        return self.received is None
+        if self.received is not None:
+            self.save()
+            return False
+        if self.minutes > 0 and time.monotonic() - self._last >= 60 * self.minutes:
+            self.save()
+            self._last = time.monotonic()
+        return True
 
     def _on_training_end(self) -> None:
-        for number, handler in self.previous.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
 

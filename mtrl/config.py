@@ -215,6 +215,7 @@ class TrainConfig:
         eval_episodes: per task and evaluation during training, at most one per goal of the protocol;
             ``mtrl evaluate`` takes every goal.
         log_every: steps per task between rows of the log.
+        checkpoint_every: minutes between checkpoints, fractions allowed; 0 is only at the end.
         diagnostics_every: updates between measurements of how the tasks' gradients conflict; 0 is never.
     """
 
@@ -230,6 +231,7 @@ class TrainConfig:
     eval_every: int = 15_000
     eval_episodes: int = 10
     log_every: int = 500
+    checkpoint_every: float = 10.0
     diagnostics_every: int = 500
     agent: AgentConfig = field(default_factory=AgentConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -238,7 +240,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key, low in {
             "seed": 0, "total_steps_per_task": 1, "warmup_steps": 1, "updates_per_step": 1,
-            "eval_every": 0, "eval_episodes": 1, "log_every": 1, "diagnostics_every": 0,
+            "eval_every": 0, "eval_episodes": 1, "log_every": 1, "checkpoint_every": 0, "diagnostics_every": 0,
         }.items():  # fmt: skip
             _check(getattr(self, key) >= low, key, getattr(self, key), f">= {low}")
         _check(self.threads == "auto" or self.threads >= 1, "threads", self.threads, ">= 1, or auto")

@@ -37,7 +37,9 @@ class Conflict(NamedTuple):
 
     def summary(self) -> dict[str, float]:
         """Mean cosine over pairs, share of pairs below zero, and the two numbers of the direction."""
-        pairs = self.cosines[*torch.triu_indices(*self.gramian.shape, offset=1)]
+        tasks = len(self.gramian)
+        first, second = torch.triu_indices(tasks, tasks, offset=1)
+        pairs = self.cosines[first, second]
         pairs = pairs[pairs.isfinite()]
         return {
             "cosine_mean": pairs.mean().item() if len(pairs) else float("nan"),

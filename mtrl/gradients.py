@@ -110,7 +110,7 @@ def jacobian(rows: Rows) -> Tensor:
 
 def as_parameters(vector: Tensor, rows: Rows) -> dict[str, Tensor]:
     """A combination ``[P]`` cut up into the parameters that :func:`jacobian` put together."""
-    parts = vector.split([row[0].numel() for row in rows.values()])
+    parts = torch.split(vector, [row[0].numel() for row in rows.values()])
     return {
         name: part.view(row.shape[1:]) for (name, row), part in zip(rows.items(), parts, strict=True)
     }

@@ -63,8 +63,8 @@ class MLP(nn.Module):
 
     def _linear(self, layer: nn.Module, x: Tensor) -> Tensor:
         # explicit casts: autocast's fail under vmap(grad) with LayerNorm
-        weight, bias = layer.weight.to(self.dtype), layer.bias.to(self.dtype)  # type: ignore[operator]
-        return F.linear(x.to(self.dtype), weight, bias).float()
+        assert isinstance(layer, nn.Linear)
+        return F.linear(x.to(self.dtype), layer.weight.to(self.dtype), layer.bias.to(self.dtype)).float()
 
 
 def initialise(layer: nn.Linear, init: Literal["torch", "xavier", "orthogonal"], gain: float) -> None:

@@ -63,7 +63,7 @@ class Policy:
         Args:
             noise: standard normal ``[n, A]``; None takes the Gaussian's mean.
         """
-        obs, one_hot = observations.split([self.obs_dim, len(self.task_names)], dim=1)
+        obs, one_hot = observations[:, : self.obs_dim], observations[:, self.obs_dim :]
         shared, private = self.parameters
         own = {name: stacked[one_hot.argmax(1)] for name, stacked in private.items()}
 
@@ -113,7 +113,8 @@ class Policy:
             "info": self.info,
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.parameters.tensors()}
-        return save(tensors, {"mtrl": json.dumps(metadata, sort_keys=True)})
+        content: bytes = save(tensors, {"mtrl": json.dumps(metadata, sort_keys=True)})
+        return content
 
     def save(self, path: str | Path) -> None:
         """Write the policy; a reader never sees half a file."""

@@ -68,19 +68,22 @@ class TaskReplay:
         self.data = {
             name: torch.zeros(num_tasks, capacity, width, device=self.device) for name, width in widths.items()
         }
-        self.position = 0
-        self.size = 0
+        self.added = 0
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._first_row = torch.arange(num_tasks, device=self.device).unsqueeze(1) * capacity
+
+    @property
+    def size(self) -> int:
+        """Transitions kept per task."""
+        return min(self.added, self.capacity)
 
     def add(self, obs: Tensor, actions: Tensor, rewards: Tensor, next_obs: Tensor, terminated: Tensor) -> None:
         """One transition of every task: ``[T, D]``, ``[T, A]``, ``[T]``, ``[T, D]``, ``[T]``."""
         new = {"obs": obs, "actions": actions, "rewards": rewards, "next_obs": next_obs, "terminated": terminated}
         for name, value in new.items():
             column = self.data[name]
-            column[:, self.position] = value.to(self.device, column.dtype).view(self.num_tasks, -1)
-        self.position = (self.position + 1) % self.capacity
-        self.size = min(self.size + 1, self.capacity)
+            column[:, self.added % self.capacity] = value.to(self.device, column.dtype).view(self.num_tasks, -1)
+        self.added += 1
 
     def sample(self, batch_size: int) -> Batch:
         """``batch_size`` rows per task, drawn with the buffer's own generator.
@@ -113,18 +116,33 @@ class TaskReplay:
             rows["next_obs"], rows["terminated"].squeeze(-1), weight,
         )  # fmt: skip
 
+    def rows_since(self, start: int) -> tuple[int, dict[str, Tensor]]:
+        """Copies of the kept rows from the ``start``-th added on.
+
+        Returns:
+            the number of the first of them, counted since the first :meth:`add`, and
+            ``[T, added − first, ·]`` by column.
+        """
+        first = max(start, self.added - self.size)
+        index = torch.arange(first, self.added, device=self.device) % self.capacity
+        return first, {name: column.index_select(1, index) for name, column in self.data.items()}
+
+    def load_rows(self, first: int, rows: dict[str, Tensor]) -> None:
+        """Put back what :meth:`rows_since` returned."""
+        index = torch.arange(first, first + rows["rewards"].shape[1], device=self.device) % self.capacity
+        for name, column in self.data.items():
+            column.index_copy_(1, index, rows[name].to(self.device))
+
     def state_dict(self) -> dict[str, Any]:
-        """Counters and generator, and the rows written so far ``[T, size, ·]``."""
-        return {
-            "position": self.position, "size": self.size, "generator": self.generator.get_state(),
-            "data": {name: column[:, : self.size] for name, column in self.data.items()},
-        }  # fmt: skip
+        """The rows kept, their count, and the generator."""
+        first, rows = self.rows_since(0)
+        return {"added": self.added, "generator": self.generator.get_state(), "first": first, "rows": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.position, self.size = state["position"], state["size"]
-        self.generator.set_state(state["generator"])
-        for name, column in self.data.items():
-            column[:, : self.size] = state["data"][name]
+        """Go on from :meth:`state_dict`."""
+        self.added = state["added"]
+        self.generator.set_state(state["generator"].cpu())
+        self.load_rows(state["first"], state["rows"])
 
 
 def free_memory(device: torch.device) -> int:

@@ -10,14 +10,18 @@
         conflict.jsonl          one line per conflict measurement and network
         events.out.tfevents.*   TensorBoard
         policy.safetensors      the last policy;  policy_best.safetensors: the best at an evaluation
+        checkpoint/             all that is needed to go on (see mtrl.checkpoint)
+        evidence.safetensors    of a diverged run: the last numbers and a batch
         STATUS                  RUNNING, DONE, INTERRUPTED, DIVERGED or FAILED, and why
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
 import socket
@@ -29,6 +33,7 @@ from typing import Any
 import torch
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
+from mtrl.checkpoint import Checkpoints, write_synced
 from mtrl.config import ConfigError
 
 
@@ -43,35 +48,81 @@ class RunFolder:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.meta = self.path / "meta.json"
+        self.progress = self.path / "progress.csv"
         self.evaluations = self.path / "eval.jsonl"
         self.conflicts = self.path / "conflict.jsonl"
         self.last = self.path / "policy.safetensors"
         self.best = self.path / "policy_best.safetensors"
+        self.evidence = self.path / "evidence.safetensors"
+        self.checkpoints = Checkpoints(self.path / "checkpoint")
         self._status = self.path / "STATUS"
+
+    @property
+    def exists(self) -> bool:
+        return self.config.exists()
 
     def start(self, config: str, meta: dict[str, Any]) -> None:
         """Make the folder and write what is known before training.
 
         Raises:
-            ConfigError: a run is there already, or the folder cannot be written.
+            ConfigError: something is there already, or the folder cannot be written.
         """
-        if self.config.exists():
-            raise ConfigError(
-                f"run_dir: {self.path} holds a run already ({self.status}); nothing was changed. "
-                f"Choose another --seed, --label or --run_dir"
-            )
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError(f"run_dir: {self.path} exists and is no run of mtrl; choose another --run_dir")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.config.write_text(config)
-            self.meta.write_text(json.dumps(meta, indent=1) + "\n")
+            write_synced(self.meta, (json.dumps(meta, indent=1) + "\n").encode())
             self.mark("RUNNING")
+            write_synced(self.config, config.encode())
         except OSError as error:
             raise ConfigError(f"run_dir: {self.path} cannot be written ({error.strerror})") from None
 
+    def lock(self) -> None:
+        """Keep other processes out until this one ends, however it ends.
+
+        Raises:
+            ConfigError: another process works in this folder, or it cannot be written.
+        """
+        try:
+            self._lock = (self.path / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"run_dir: another process is training in {self.path}") from None
+        except OSError as error:
+            raise ConfigError(f"run_dir: {self.path} cannot be written ({error.strerror})") from None
+
+    def positions(self) -> dict[str, Any]:
+        """How far every log reached: what :meth:`rewind` takes."""
+        events = {path.name: path.stat().st_size for path in self.path.glob("events.out.tfevents.*")}
+        return {"rows": {file.name: _count_rows(file) for file in self._logs()}, "events": events}
+
+    def rewind(self, positions: dict[str, Any]) -> None:
+        """Cut every log back to where it was at a checkpoint, so that going on doubles no row."""
+        for file in self._logs():
+            _keep_rows(file, positions["rows"][file.name])
+        for path in self.path.glob("events.out.tfevents.*"):
+            size = positions["events"].get(path.name)
+            if size is None:
+                path.unlink()
+            elif path.stat().st_size > size:
+                os.truncate(path, size)
+
+    def clear(self) -> None:
+        """Remove what a run wrote that was killed before its first checkpoint."""
+        for path in (*self._logs(), self.last, self.best, *self.path.glob("events.out.tfevents.*")):
+            path.unlink(missing_ok=True)
+
+    def _logs(self) -> tuple[Path, ...]:
+        return self.progress, self.evaluations, self.conflicts
+
+    def note(self, key: str, value: Any) -> None:
+        """Add to a list in ``meta.json``: what happened to the run after its start."""
+        meta = json.loads(self.meta.read_text())
+        meta.setdefault(key, []).append(value)
+        write_synced(self.meta, (json.dumps(meta, indent=1) + "\n").encode())
+
     def mark(self, status: str, reason: str = "") -> None:
-        self._status.write_text(f"{status} {reason}".strip() + "\n")
+        write_synced(self._status, f"{status} {reason}".strip().encode() + b"\n")
 
     @property
     def status(self) -> str:
@@ -83,7 +134,7 @@ class RunFolder:
             out.write(json.dumps(_without_nan(record)) + "\n")
 
     def logger(self) -> Logger:
-        formats = [TensorBoardOutputFormat(str(self.path)), CsvWriter(self.path / "progress.csv")]
+        formats = [TensorBoardOutputFormat(str(self.path)), CsvWriter(self.progress)]
         return Logger(str(self.path), formats)
 
 
@@ -125,6 +176,19 @@ class CsvWriter(KVWriter):
 
     def close(self) -> None:
         pass
+
+
+def _count_rows(file: Path) -> int:
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def _keep_rows(file: Path, count: int) -> None:
+    """The first ``count`` lines; a csv file keeps its header, which may have grown wider since."""
+    if not file.exists():
+        return
+    lines = file.read_text().splitlines(keepends=True)
+    if len(lines) > count:
+        write_synced(file, "".join(lines[:count]).encode())
 
 
 def describe_run(protocol: dict[str, Any], device: torch.device) -> dict[str, Any]:

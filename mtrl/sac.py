@@ -8,6 +8,7 @@ batch and noise in, numbers out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
@@ -57,10 +58,11 @@ def td_target(
 
     A time limit is no termination: the value behind it counts (Pardo et al. 2018).
     """
-    gaussian = functional_call(nets.actor, actor.merged(), (batch.next_obs, task))
-    action, log_prob = squashed_sample(*gaussian, noise)
+    mean_, log_std = functional_call(nets.actor, actor.merged(), (batch.next_obs, task))
+    action, log_prob = squashed_sample(mean_, log_std, noise)
     q = functional_call(nets.critic, target.merged(), (batch.next_obs, action, task, masks))
-    return batch.rewards + gamma * (1 - batch.terminated) * (q.amin(0) - alpha * log_prob)
+    value: Tensor = q.amin(0) - alpha * log_prob
+    return batch.rewards + gamma * (1 - batch.terminated) * value
 
 
 def critic_loss(
@@ -76,8 +78,8 @@ def actor_loss(
     noise: Tensor, masks: Masks, critic_masks: Masks, nets: Networks,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``mean (α log π(a|s) − min_i Q_i(s, a))`` with ``a`` reparameterised, and the mean log π."""
-    gaussian = functional_call(nets.actor, actor.merged(), (batch.obs, task, masks))
-    action, log_prob = squashed_sample(*gaussian, noise)
+    mean_, log_std = functional_call(nets.actor, actor.merged(), (batch.obs, task, masks))
+    action, log_prob = squashed_sample(mean_, log_std, noise)
     q = functional_call(nets.critic, critic.merged(), (batch.obs, action, task, critic_masks))
     return mean(alpha * log_prob - q.amin(0), batch.weight), mean(log_prob.detach(), batch.weight)
 
@@ -197,13 +199,16 @@ class MTSAC:
         """The randomness of one update with ``rows`` rows per task."""
         shape = (self.num_tasks, rows)
         critic, actor = self.nets.critic, self.nets.actor
+        next_action, action = torch.randn(
+            2, *shape, self.action_dim, generator=self.generator, device=self.device
+        )
         return Noise(
-            *torch.randn(2, *shape, self.action_dim, generator=self.generator, device=self.device),
+            next_action, action,
             critic.draw_masks(shape, self.generator),
             critic.draw_masks(shape, self.generator),
             critic.draw_masks(shape, self.generator),
             actor.draw_masks(shape, self.generator),
-        )
+        )  # fmt: skip
 
     def update(self, batch: Batch, noise: Noise | None = None, diagnose: bool = False) -> dict[str, Any]:
         """One step of critics, actor, temperatures and target, in this order.
@@ -224,25 +229,25 @@ class MTSAC:
         batch = batch._replace(rewards=batch.rewards / scale.unsqueeze(1))
         with torch.no_grad():
             target = over_tasks(
-                lambda *args: td_target(*args, self.nets, self.config.gamma),
+                partial(td_target, nets=self.nets, gamma=self.config.gamma),
                 self.actor, self.target, alpha, self.one_hot, batch, noise.next_action, noise.target_masks,
             )  # fmt: skip
 
         metrics: dict[str, Any] = {"alpha": alpha, "reward_scale": scale}
         critic = self._step(
-            "critic", lambda *args: critic_loss(*args, self.nets), self.critic, self.config.critic,
+            "critic", partial(critic_loss, nets=self.nets), self.critic, self.config.critic,
             (self.one_hot, batch, target, noise.critic_masks), present, diagnose, metrics,
         )  # fmt: skip
         actor = self._step(
-            "actor", lambda *args: actor_loss(*args, self.nets), self.actor, self.config.actor,
+            "actor", partial(actor_loss, nets=self.nets), self.actor, self.config.actor,
             (self.critic.detach(), alpha, self.one_hot, batch, noise.action, noise.actor_masks, noise.actor_critic_masks),
             present, diagnose, metrics,
         )  # fmt: skip
-        through_alpha = self.config.temperature.loss == "alpha"
-        self._step(
-            "temperature", lambda *args: temperature_loss(*args, self.target_entropy, through_alpha),
-            self.temperature, None, (actor.aux,), present, False, {},
+        temperature = partial(
+            temperature_loss, target_entropy=self.target_entropy,
+            through_alpha=self.config.temperature.loss == "alpha",
         )  # fmt: skip
+        self._step("temperature", temperature, self.temperature, None, (actor.aux,), present, False, {})
         with torch.no_grad():
             torch._foreach_lerp_(
                 [p for _, p in self.target.tensors()], [p for _, p in self.critic.tensors()], self.config.tau

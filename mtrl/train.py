@@ -14,6 +14,8 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
+from mtrl.checkpoint import with_arrays
+from mtrl.conflict import Conflict
 from mtrl.replay import TaskReplay
 from mtrl.sac import MTSAC
 
@@ -67,6 +69,7 @@ class Trainer:
                 self._update()
             t = clock()
             new_obs, rewards, dones, infos = self.envs.step_wait()
+            assert isinstance(new_obs, np.ndarray)
             self.seconds["env"] += clock() - t
             self._remember(obs, actions, rewards, new_obs, dones, infos)
             self.observations = new_obs
@@ -85,6 +88,8 @@ class Trainer:
             diagnose = self.diagnostics_every > 0 and self.num_updates % self.diagnostics_every == 0
             metrics = self.agent.update(self.replay_buffer.sample(self.batch_size), diagnose=diagnose)
             self.metrics |= metrics
+            if diagnose:
+                self.metrics["conflict_update"] = self.num_updates
             self.num_updates += 1
         self.seconds["update"] += time.perf_counter() - start
 
@@ -104,6 +109,24 @@ class Trainer:
         self.replay_buffer.add(
             obs[:, :size], actions, reward, torch.as_tensor(next_obs)[:, :size], torch.as_tensor(terminated)
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes in training, but for the replay, whose rows are saved apart."""
+        metrics = {k: list(v) if isinstance(v, Conflict) else v for k, v in self.metrics.items()}
+        return {
+            "num_timesteps": self.num_timesteps, "num_updates": self.num_updates,
+            "seconds": dict(self.seconds), "observations": self.observations, "metrics": metrics,
+            "agent": self.agent.state_dict(), "envs": self.envs.get_state(),  # type: ignore[attr-defined]
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a loaded checkpoint's :meth:`state_dict`."""
+        self.num_timesteps, self.num_updates = state["num_timesteps"], state["num_updates"]
+        self.seconds = state["seconds"]
+        self.observations = state["observations"].numpy()
+        self.metrics = {k: Conflict(*v) if isinstance(v, list) else v for k, v in state["metrics"].items()}
+        self.agent.load_state_dict(state["agent"])
+        self.envs.set_state(with_arrays(state["envs"]))  # type: ignore[attr-defined]
 
     def predict(
         self, observation: npt.NDArray[Any], state: Any = None, episode_start: Any = None, deterministic: bool = True

@@ -44,8 +44,9 @@ def main(arguments: list[str]) -> int:
     if policy.task_names != protocol.task_names:
         raise PolicyError(f"{args.run}: its tasks are not those of its protocol")
     goals = 1 if protocol.goals == "fixed" else protocol.num_goals
-    workers = "auto" if args.workers == "auto" else int(args.workers)
-    envs = make_suite(protocol, seed=seed, workers=workers, evaluation=True)
+    envs = make_suite(
+        protocol, seed=seed, workers="auto" if args.workers == "auto" else int(args.workers), evaluation=True
+    )
     try:
         scores = evaluate(policy, envs, args.episodes or goals, protocol.task_names)
     finally:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[
 FREE = "optimizer.options."  # keys below it belong to the optimizer's class, which checks them
 
 
-class Parser(ArgumentParser):
+class Parser(ArgumentParser):  # type: ignore[misc]
     """jsonargparse's parser, without the page of usage before an error."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -55,16 +56,35 @@ def find_config(name: str) -> Path:
     )
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a ``mtrl train`` command line asks for.
+
+    Attributes:
+        text: the resolved config as YAML, which asks for the same run again.
+        resume: the run to go on with, if ``--resume`` named one.
+        allow_changes: whether an unfinished run may go on with other settings.
+    """
+
+    config: TrainConfig
+    protocol: Protocol
+    text: str
+    resume: Path | None = None
+    allow_changes: bool = False
+
+
 def train_parser() -> Parser:
     parser = Parser(prog="mtrl train", description="Train an agent.")
     parser.add_argument("--config", action="config", help="a shipped config by name, or a YAML file")
+    parser.add_argument("--resume", type=str, help="go on with the unfinished run in this folder")
+    parser.add_argument("--allow_changes", action="store_true", help="go on although settings changed")
     parser.add_class_arguments(TrainConfig)
     parser.add_argument("--protocol", type=Protocol, default=Protocol())
     return parser
 
 
-def parse_train(arguments: list[str]) -> tuple[TrainConfig, Protocol, str]:
-    """The run that a command line asks for, and the resolved config as YAML that asks for it again.
+def parse_train(arguments: Sequence[str]) -> Request:
+    """The run that a command line asks for.
 
     Raises:
         ConfigError, SuiteError: naming the key, its value and what would be valid.
@@ -72,25 +92,42 @@ def parse_train(arguments: list[str]) -> tuple[TrainConfig, Protocol, str]:
     parser = train_parser()
     known = [action.dest for action in parser._actions]
     resolved = []
-    arguments = iter(arguments)  # type: ignore[assignment]
-    for argument in arguments:
+    remaining = iter(arguments)
+    for argument in remaining:
+        option, equals, value = argument[2:].partition("=")
         if not argument.startswith("--"):
             resolved.append(argument)
-            continue
-        option, equals, value = argument[2:].partition("=")
-        if option == "config":
-            path = find_config(value if equals else next(iter(arguments), ""))
+        elif option == "config":
+            path = find_config(value if equals else next(remaining, ""))
             check_file(path, known)
             resolved.append(f"--config={path}")
-            continue
-        check_key(option, known)
-        resolved.append(argument)
+        elif option == "resume":
+            run = Path(value if equals else next(remaining, ""))
+            if not (run / "config.yaml").is_file():
+                raise ConfigError(f"resume: {str(run)!r} is no run's folder (it has no config.yaml)")
+            check_file(run / "config.yaml", known)
+            resolved += [f"--config={run / 'config.yaml'}", f"--run_dir={run}", f"--resume={run}"]
+        else:
+            check_key(option, known)
+            resolved.append(argument)
     values = parser.parse_args(resolved)
-    made = parser.instantiate(values)
-    fields = {key: value for key, value in vars(made).items() if key not in ("config", "protocol")}
-    values.pop("config", None)
-    text = parser.dump(values, skip_none=False)
-    return TrainConfig(**fields), made.protocol, text
+    made = vars(parser.instantiate(values))
+    resume, allow_changes = made.pop("resume"), made.pop("allow_changes")
+    protocol = made.pop("protocol")
+    made.pop("config")
+    for key in ("config", "resume", "allow_changes"):
+        values.pop(key, None)
+    text = parser.dump(values, skip_none=False, skip_validation=True)
+    return Request(TrainConfig(**made), protocol, text, Path(resume) if resume else None, allow_changes)
+
+
+def changed_settings(before: str, now: str) -> list[str]:
+    """``key: old -> new`` for every setting that differs between two resolved configs; where a run lies
+    is no setting of it.
+    """
+    old, new = (dict(flat_items(yaml.safe_load(text))) for text in (before, now))
+    keys = [key for key in {**old, **new} if key != "run_dir" and old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
 
 
 def check_key(key: str, known: list[str]) -> None:
@@ -112,14 +149,14 @@ def check_file(path: Path, known: list[str]) -> None:
         raise ConfigError(f"config: {path} cannot be read as YAML ({one_line(str(error))})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"config: {path} holds no settings (a mapping of names to values)")
-    for key in flat_keys(content):
+    for key, _ in flat_items(content):
         check_key(key, known)
 
 
-def flat_keys(content: dict[Any, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of the leaves of nested mappings."""
+def flat_items(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of the leaves of nested mappings."""
     for key, value in content.items():
         if isinstance(value, dict) and value:
-            yield from flat_keys(value, f"{prefix}{key}.")
+            yield from flat_items(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value

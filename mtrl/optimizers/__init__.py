@@ -99,7 +99,7 @@ def make_optimizer(name: str, num_tasks: int, seed: int = 0, **options: Any) -> 
     if name.startswith(PREFIX):
         return TorchJDAggregator(num_tasks, aggregator=name.removeprefix(PREFIX), seed=seed, **options)
     if name not in OPTIMIZERS:
-        near = difflib.get_close_matches(name, OPTIMIZERS, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1, cutoff=0.0)
         valid = f"{', '.join(OPTIMIZERS)}, {PREFIX}NAME"
         raise OptimizerError(f"no optimizer {name!r}: did you mean {near[0]!r}? valid: {valid}")
     cls = OPTIMIZERS[name]
@@ -142,7 +142,7 @@ def _words(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is list:
-        return f"a list of {_words(get_args(hint)[0])}s"
+        return f"a list of {_words(get_args(hint)[0]).removeprefix('a ')}s"
     if get_args(hint):
         return " or ".join(_words(member) for member in get_args(hint))
     names: dict[type, str] = {float: "a number", int: "an integer", bool: "true or false", type(None): "none"}

@@ -35,6 +35,7 @@ class FAMO(Scalarization):
 
     paper = "Liu et al. 2023, NeurIPS, arXiv:2306.03792"
     formula = "w_i ~ z_i/loss_i, sum w = 1, z = softmax(xi);  xi learns from the change of log loss"
+    critic_only = True
     needs_after_step = True
     saved = ("logits", "losses", "present")
 

@@ -13,6 +13,8 @@ from mtrl.optimizers.pcgrad import random_orders
 
 CEILING = 1 - 1e-6  # of a target cosine: reaching 1 would need infinitely much of the other gradient
 
+VANISHED = 1e-14  # squared norm, relative to the start, of a row that was cancelled: its cosines are rounding
+
 
 class GradVac(GramianMethod):
     """Where two gradients are less similar than their moving average of similarity, adds enough of the other.
@@ -24,7 +26,8 @@ class GradVac(GramianMethod):
     tasks.
 
     Where we differ: the mean of the changed gradients instead of the sum (``scale="as_published"`` sums);
-    targets are capped at 1 − 1e-6; zero gradients meet nobody. Pairs with an absent task keep their target.
+    targets are capped at 1 − 1e-6; gradients that are zero, or become so, meet nobody. Pairs with an absent
+    task keep their target.
 
     Args:
         beta: β of the moving average, in [0, 1].
@@ -78,10 +81,11 @@ def vaccinate(gramian: Array, order: np.ndarray, targets: Array, beta: float) ->
     products = cosines.copy()  # of each row with the unit gradients
     squares = np.ones(n)  # of each row's norm
     for column in order.T:
-        length = np.sqrt(squares)
+        vanished = squares < VANISHED
+        length = np.sqrt(np.where(vanished, 1, squares))
         cosine = (products[rows, column] / length).clip(-1, 1)
         target = targets[rows, column].clip(max=CEILING)
-        meets = (norms > 0) & (norms[column] > 0)
+        meets = (norms > 0) & (norms[column] > 0) & ~vanished
         below = meets & (cosine < target)
         missing = length * (target * np.sqrt((1 - cosine**2) / (1 - target**2)) - cosine)
         missing[~below] = 0

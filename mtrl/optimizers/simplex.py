@@ -64,7 +64,9 @@ def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tup
     y = np.full(n, 1 / n) / rate
     active = np.arange(n)
     right = np.stack([rate, linear], axis=1)
-    descending = False  # until the first optimum on a set, tasks leave many at a time: a start need not descend
+    descending = (
+        False  # until the first optimum on a set, tasks leave many at a time: a start need not descend
+    )
     returned = -1
     for _ in range(10 * n):
         of_rate, of_linear = np.linalg.solve(cosines[np.ix_(active, active)], right[active]).T
@@ -73,6 +75,10 @@ def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tup
         slope = of_linear - (a @ of_linear) * shortest
         slope_length = np.sqrt(max(0.0, linear[active] @ slope))
         if slope_length >= radius and len(active) > 1:
+            # where norms differ much, the smallest gradient's share is lost to rounding: from the constraint
+            smallest = a.argmax()
+            slope[smallest] = 0
+            slope[smallest] = -(a @ slope) / a[smallest]
             step, bounded = -slope, False
         else:
             length = 1 / np.sqrt(a @ of_rate)
@@ -101,6 +107,8 @@ def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tup
             y[active] = target[stays] / (rate[active] @ target[stays])
             continue
         falling = step < 0
+        if not falling.any():
+            break  # nothing but rounding is left to gain
         reach = np.full(len(active), np.inf)
         reach[falling] = y[active][falling] / -step[falling]
         first = reach.min() if descending else np.median(reach[falling])

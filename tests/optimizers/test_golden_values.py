@@ -126,7 +126,7 @@ def test_graddrop_as_published_has_the_norm_of_the_sum(two_tasks: Tensor) -> Non
 
 
 def test_uncertainty_gives_the_larger_loss_less_weight() -> None:
-    # s = 0 at first: ½ each. Slopes ½ (1 − loss) = (−1.5, .375): Adam's first step is lr · sign, s = (.5, −.5)
+    # s = 0 at first: ½ each. Slopes ½ (1 − loss) = (−1.5, .375); Adam's first step is lr · sign: s = ±.5
     optimizer = make_optimizer("uncertainty", 2, lr=0.5)
     losses = torch.tensor([4.0, 0.25])
     assert optimizer.weights(losses).tolist() == [0.5, 0.5]
@@ -137,9 +137,7 @@ def test_uncertainty_gives_the_larger_loss_less_weight() -> None:
 def test_uncertainty_as_published_is_half_the_inverse_variance() -> None:
     optimizer = make_optimizer("uncertainty", 2, lr=0.5, scale="as_published")
     optimizer.weights(torch.tensor([4.0, 0.25]))
-    assert optimizer.weights(torch.ones(2)).tolist() == pytest.approx(
-        [math.exp(-0.5) / 2, math.exp(0.5) / 2]
-    )
+    assert optimizer.weights(torch.ones(2)).tolist() == pytest.approx([math.exp(-0.5) / 2, math.exp(0.5) / 2])
 
 
 def test_uncertainty_settles_where_weights_are_inverse_to_losses() -> None:

@@ -105,9 +105,7 @@ def test_methods_that_may_conflict_do_for_some_jacobian(name: str) -> None:
 
 @SETTINGS
 @given(jacobian=jacobians(), c=st.sampled_from([0.1, 0.5, 0.9]))
-def test_cagrad_stays_in_its_ball_and_its_worst_product_is_the_dual_value(
-    jacobian: Tensor, c: float
-) -> None:
+def test_cagrad_stays_in_its_ball_and_its_worst_product_is_the_dual_value(jacobian: Tensor, c: float) -> None:
     optimizer = make_optimizer("cagrad", len(jacobian), c=c, scale="as_published")
     combined = optimizer.combine(jacobian)
     mean = jacobian.mean(dim=0)
@@ -178,14 +176,15 @@ def test_a_scalarization_combines_with_the_weights_it_gave_last(name: str) -> No
     for _ in range(5):
         weights = optimizer.weights(torch.tensor([1.0, 2.0, 7.0]))
     assert torch.allclose(optimizer.combine(torch.eye(3)), weights, atol=1e-2)
-    assert not torch.allclose(weights, torch.full((3,), 1 / 3), atol=1e-3)
+    assert weights.max() - weights.min() > 1e-3
 
 
-@pytest.mark.parametrize(("distribution", "variance"), [("dirichlet", 1 / 18), ("normal", 0.036)])
+@pytest.mark.parametrize(("distribution", "variance"), [("dirichlet", 1 / 18), ("normal", 0.0494)])
 def test_random_weights_have_mean_one_over_t_and_the_distributions_spread(
     distribution: str, variance: float
 ) -> None:
-    # Dirichlet(1, 1, 1): variance (1/3)(2/3)/4 = 1/18. 5000 draws: the mean is within 4 σ = .0134
+    # Dirichlet(1, 1, 1): variance (1/3)(2/3)/4 = 1/18; the softmax of three normal numbers: .0494, by numpy
+    # over 10⁶ draws. 5000 draws: the mean is within 4 σ = .0134
     optimizer = make_optimizer("rlw", 3, distribution=distribution)
     draws = torch.stack([optimizer.weights(torch.ones(3)) for _ in range(5000)])
     assert draws.mean(dim=0).tolist() == pytest.approx([1 / 3] * 3, abs=0.0134)
@@ -224,7 +223,7 @@ def test_draws_come_from_the_own_generator(name: str) -> None:
 @SETTINGS
 @given(jacobian=jacobians())
 def test_a_float32_gramian_gives_nearly_the_same_weights_and_its_dtype(name: str, jacobian: Tensor) -> None:
-    """Even where rounding leaves the Gramian indefinite, what it combines is bounded by the exact method's size."""
+    """Even where rounding leaves the Gramian indefinite."""
     gramian = jacobian @ jacobian.T
     noise = torch.rand(gramian.shape, generator=torch.Generator().manual_seed(0)) * 1e-6
     weights = make_optimizer(name, len(jacobian)).weights((gramian * (1 + noise)).float())

@@ -1,0 +1,164 @@
+"""Zero, identical and opposite gradients, one task, norms from 1e-12 to 1e12, NaN: for every method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.optimizers import OPTIMIZERS, GramianMethod, OptimizerError, RowMethod, make_optimizer
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def variants() -> list[tuple[str, dict]]:
+    """Every method with its defaults, and with every other choice that it has."""
+    found: list[tuple[str, dict]] = [(name, {}) for name in OPTIMIZERS]
+    found += [(n, {"scale": "as_published"}) for n in ("pcgrad", "gradvac", "graddrop", "nash_mtl", "cagrad")]
+    found += [(n, {"scale": "as_published"}) for n in ("aligned_mtl", "famo", "uncertainty")]
+    found += [("cagrad", {"solver": "official"}), ("cagrad", {"c": 0.99}), ("imtl_g", {"as_published": True})]
+    found += [("mgda", {"normalize": "l2"}), ("rlw", {"distribution": "normal"})]
+    return found
+
+
+CASES = {
+    "all zero": torch.zeros(4, 6),
+    "one zero": torch.cat([normal(3, 6), torch.zeros(1, 6)]),
+    "all but one zero": torch.cat([normal(1, 6), torch.zeros(3, 6)]),
+    "opposite": torch.stack([normal(6), -normal(6)]),
+    "opposite, unequal": torch.stack([normal(6), -3 * normal(6)]),
+    "sum zero": torch.cat([normal(3, 6), -normal(3, 6).sum(dim=0, keepdim=True)]),
+    "two identical among others": normal(3, 6)[[0, 0, 1, 2]],
+    "one task": normal(1, 6),
+    "one parameter": normal(5, 1),
+    "norms of 1e-12": normal(4, 6) * 1e-12,
+    "norms of 1e12": normal(4, 6) * 1e12,
+    "norms from 1e-12 to 1e12": normal(4, 6) * torch.tensor([[1e-12], [1.0], [1e6], [1e12]]),
+    "two norms far apart, opposite": torch.stack([normal(6) * 1e12, -normal(6) * 1e-12]),
+    "fifty tasks": normal(50, 60),
+    "fifty tasks in three dimensions": normal(50, 3),
+    "fifty tasks, half opposite": torch.cat([normal(25, 60), -normal(25, 60)]),
+    "fifty tasks, nearly identical": normal(60) + 1e-6 * normal(50, 60, seed=1),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("name", "options"), variants(), ids=str)
+def test_the_result_is_finite_and_no_longer_than_it_may_be(name: str, options: dict, case: str) -> None:
+    jacobian = CASES[case]
+    for dtype in (torch.float32, torch.float64):
+        optimizer = make_optimizer(name, len(jacobian), **options)
+        for _ in range(3):  # moving averages have something to say from the second time on
+            combined = optimizer.combine(jacobian.to(dtype))
+            assert combined.dtype == dtype
+            assert combined.isfinite().all()
+        if name not in ("imtl_g", "nash_mtl", "gradvac") and options.get("scale") != "as_published":
+            # these three may leave the convex hull's size: weights of both signs, or of unequal norms
+            assert combined.norm() <= jacobian.norm(dim=1).max() * (1 + 1e-5)
+
+
+def test_one_task_keeps_its_gradient(name: str) -> None:
+    jacobian = normal(1, 6)
+    assert torch.allclose(make_optimizer(name, 1).combine(jacobian), jacobian[0])
+
+
+def test_no_gradient_gives_no_step(name: str) -> None:
+    assert (make_optimizer(name, 4).combine(torch.zeros(4, 6)) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # g and −g: nothing improves both
+        ("unitary", 0.0),
+        ("pcgrad", 0.0),
+        ("gradvac", 0.0),
+        ("mgda", 0.0),
+        ("cagrad", 0.0),
+        ("imtl_g", 0.0),
+        ("nash_mtl", 0.0),
+        ("upgrad", 0.0),
+        ("aligned_mtl", 0.0),
+    ],
+)
+def test_opposite_gradients_of_one_size_cancel(name: str, expected: float) -> None:
+    combined = make_optimizer(name, 2).combine(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))
+    assert combined.abs().max() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["imtl_g", "nash_mtl"])
+def test_a_zero_gradient_stays_out_of_the_game(name: str) -> None:
+    jacobian = normal(3, 6)
+    with_zero = torch.cat([jacobian, torch.zeros(1, 6)])
+    alone = make_optimizer(name, 3).combine(jacobian)
+    assert torch.allclose(make_optimizer(name, 4).combine(with_zero), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "upgrad", "gradvac"])
+def test_a_zero_gradient_only_thins_the_mean(name: str) -> None:
+    jacobian = torch.tensor([[1.0, 0.0], [-1.0, 2.0]])
+    with_zero = torch.cat([jacobian, torch.zeros(1, 2)])
+    alone = make_optimizer(name, 2).combine(jacobian)
+    assert torch.allclose(make_optimizer(name, 3).combine(with_zero), alone * 2 / 3, atol=1e-6)
+
+
+def test_mgda_stands_still_where_one_gradient_is_zero() -> None:
+    combined = make_optimizer("mgda", 4).combine(CASES["one zero"])
+    assert combined.norm() <= 1e-11
+    assert (make_optimizer("mgda", 4, normalize="l2").combine(CASES["one zero"]) == 0).all()
+
+
+def test_upgrad_projects_small_gradients_beside_large_ones() -> None:
+    # g₁ = (1e6, 0), g₂ = 1e-6 (−1, 1): g₁ alone loses its conflict, (½, ½) 1e6, whatever the size of g₂
+    jacobian = torch.tensor([[1e6, 0.0], [-1e-6, 1e-6]])
+    combined = make_optimizer("upgrad", 2).combine(jacobian)
+    assert combined.tolist() == pytest.approx([0.25e6, 0.25e6], rel=1e-5)
+
+
+def test_imtl_g_falls_back_to_the_mean_where_weights_cannot_sum_to_one() -> None:
+    # norms chosen so that Σ yᵢ/nᵢ = 0 for C y = 1. With cosines .8, .8 and .4: y₁ + 1.6 y₂ = 1 and
+    # .8 y₁ + 1.4 y₂ = 1 give y₂ = y₃ = 5/3, y₁ = −5/3; norms 1, 2, 2: −5/3 + 5/6 + 5/6 = 0
+    norms = torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64)
+    cosines = torch.tensor([[1, 0.8, 0.8], [0.8, 1, 0.4], [0.8, 0.4, 1]], dtype=torch.float64)
+    weights = make_optimizer("imtl_g", 3).weights(norms[:, None] * cosines * norms)
+    assert weights.tolist() == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_combine_names_the_tasks_whose_gradient_is_not_finite(name: str, bad: float) -> None:
+    jacobian = normal(4, 6)
+    jacobian[2, 3] = jacobian[3, 0] = bad
+    with pytest.raises(OptimizerError, match=r"gradient of task 2, 3 is not finite") as error:
+        make_optimizer(name, 4).combine(jacobian)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (4,), (4, 2, 3)])
+def test_combine_refuses_a_jacobian_of_another_shape(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(OptimizerError, match=r"Jacobian \[T, P\] of 4 rows"):
+        make_optimizer(name, 4).combine(torch.zeros(shape))
+
+
+def test_combine_refuses_integers(name: str) -> None:
+    with pytest.raises(OptimizerError, match="floating-point"):
+        make_optimizer(name, 2).combine(torch.zeros(2, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize(("name", "options"), variants(), ids=str)
+def test_inside_an_update_nan_neither_raises_nor_hangs_nor_hides(name: str, options: dict) -> None:
+    jacobian = normal(4, 6)
+    jacobian[1, 2] = torch.nan
+    optimizer = make_optimizer(name, 4, **options)
+    if isinstance(optimizer, RowMethod):
+        assert optimizer.combine_rows(jacobian).isnan().any()
+    elif isinstance(optimizer, GramianMethod):
+        weights = optimizer.weights(jacobian @ jacobian.T)
+        assert (weights @ jacobian).isnan().any()
+
+
+def test_gradvac_does_not_learn_a_nan() -> None:
+    optimizer = make_optimizer("gradvac", 2)
+    optimizer.weights(torch.full((2, 2), torch.nan))
+    assert (optimizer.targets == 0).all()

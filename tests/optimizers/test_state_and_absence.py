@@ -1,0 +1,189 @@
+"""A restored optimizer goes on as the saved one would; a task may be absent from a batch."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.optimizers import (
+    OPTIMIZERS,
+    GramianMethod,
+    MultiTaskOptimizer,
+    OptimizerError,
+    RowMethod,
+    Scalarization,
+    make_optimizer,
+)
+
+TASKS = 5
+OPTIONS: dict[str, dict[str, Any]] = {"static": {"weights": [5, 4, 3, 2, 1]}, "gradvac": {"beta": 0.3}}
+LEARNING_OR_DRAWING = ("rlw", "famo", "uncertainty", "gradvac", "pcgrad", "graddrop")
+NAMES = [*OPTIMIZERS, "torchjd:GradVac", "torchjd:GradDrop", "torchjd:ConFIG"]
+
+
+def make(name: str, seed: int = 0) -> MultiTaskOptimizer:
+    if name.startswith("torchjd:"):
+        pytest.importorskip("torchjd")
+    return make_optimizer(name, TASKS, seed=seed, **OPTIONS.get(name, {}))
+
+
+def update(optimizer: MultiTaskOptimizer, step: int, present: Tensor | None = None) -> Tensor:
+    """What an agent does with it at one update: the weights, or the combined gradient."""
+    generator = torch.Generator().manual_seed(step)
+    jacobian = torch.randn(TASKS, 8, generator=generator) + 0.3
+    losses = torch.rand(TASKS, generator=generator) + 0.1
+    if present is not None:
+        jacobian[~present] = torch.nan
+        losses[~present] = torch.nan
+    if isinstance(optimizer, Scalarization):
+        weights = optimizer.present_weights(losses, present)
+        optimizer.after_step(losses * torch.rand(TASKS, generator=generator))
+        return weights
+    if isinstance(optimizer, GramianMethod):
+        return optimizer.present_weights(jacobian @ jacobian.T, present)
+    assert isinstance(optimizer, RowMethod)
+    return optimizer.present_rows(jacobian, present)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_restored_optimizer_continues_identically(name: str) -> None:
+    whole = make(name)
+    for step in range(5):
+        update(whole, step)
+    file = io.BytesIO()
+    torch.save(whole.state_dict(), file)
+    expected = [update(whole, step) for step in range(5, 10)]
+
+    file.seek(0)
+    restored = make(name, seed=99)
+    restored.load_state_dict(torch.load(file, weights_only=True))
+    assert all(torch.equal(update(restored, step), expected[step - 5]) for step in range(5, 10))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_dict_is_a_copy_that_later_updates_leave_alone(name: str) -> None:
+    optimizer = make(name)
+    update(optimizer, 0)
+    state = optimizer.state_dict()
+    expected = update(optimizer, 1)
+    update(optimizer, 2)
+    restored = make(name)
+    restored.load_state_dict(state)
+    assert torch.equal(update(restored, 1), expected)
+    restored.load_state_dict(state)  # nor has loading it once given it away
+    assert torch.equal(update(restored, 1), expected)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.split(":")[-1].lower() in LEARNING_OR_DRAWING])
+def test_the_state_matters(name: str) -> None:
+    """Else the round trip above would pass without saving anything."""
+    experienced = make(name)
+    for step in range(5):
+        update(experienced, step)
+    fresh = make(name)
+    assert any(not torch.equal(update(experienced, step), update(fresh, step)) for step in range(5, 10))
+
+
+def test_a_state_of_another_method_or_number_of_tasks_is_refused() -> None:
+    with pytest.raises(OptimizerError, match="GradVac needs"):
+        make("gradvac").load_state_dict(make("famo").state_dict())
+    with pytest.raises(OptimizerError, match="5 tasks, this optimizer has 3"):
+        make_optimizer("pcgrad", 3).load_state_dict(make("pcgrad").state_dict())
+    pytest.importorskip("torchjd")
+    with pytest.raises(OptimizerError, match="not that of a GradVac"):
+        make("torchjd:GradVac").load_state_dict(make("torchjd:GradDrop").state_dict())
+
+
+def test_with_all_tasks_present_nothing_changes(name: str) -> None:
+    plain = update(make(name), 0)
+    assert torch.allclose(update(make(name), 0, torch.ones(TASKS, dtype=torch.bool)), plain, atol=1e-6)
+
+
+def test_absent_tasks_get_nothing_and_the_rest_keep_the_scale_of_their_mean(name: str) -> None:
+    """Their losses and gradients are NaN here: nothing of them may reach the result or the state."""
+    optimizer = make(name)
+    present = torch.tensor([True, False, True, True, False])
+    for step in range(4):
+        result = update(optimizer, step, present)
+        assert result.isfinite().all()
+        if not isinstance(optimizer, RowMethod):
+            assert (result[~present] == 0).all()
+    assert update(optimizer, 9).isfinite().all()
+
+    # identical gradients of the present tasks give that gradient
+    fresh = make_optimizer(name, TASKS)
+    gradient = torch.randn(8, generator=torch.Generator().manual_seed(3))
+    jacobian = gradient.expand(TASKS, -1).clone()
+    jacobian[~present] = torch.nan
+    if isinstance(fresh, RowMethod):
+        combined = fresh.present_rows(jacobian, present)
+    elif isinstance(fresh, GramianMethod):
+        combined = fresh.present_weights(jacobian @ jacobian.T, present) @ jacobian.nan_to_num()
+    else:
+        weights = fresh.present_weights(torch.ones(TASKS), present)
+        expected = 1.0
+        if name == "rlw":  # T/n times weights that sum to 1 over all: 1 in expectation only
+            expected = float(fresh.weights_now(torch.ones(TASKS))[present].sum() * TASKS / 3)
+        assert weights.sum() == pytest.approx(expected, rel=1e-5)
+        return
+    assert torch.allclose(combined, gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n, c in OPTIMIZERS.items() if not issubclass(c, Scalarization)])
+def test_no_task_present_gives_no_step(name: str) -> None:
+    assert (update(make(name), 0, torch.zeros(TASKS, dtype=torch.bool)) == 0).all()
+
+
+@pytest.mark.parametrize("name", [n for n, c in OPTIMIZERS.items() if issubclass(c, GramianMethod)])
+def test_a_batch_without_some_tasks_is_a_smaller_problem(name: str) -> None:
+    present = torch.tensor([True, True, False, True, False])
+    jacobian = torch.randn(TASKS, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    gramian = jacobian @ jacobian.T
+    weights = make_optimizer(name, TASKS, seed=4).present_weights(gramian, present)
+    smaller = make_optimizer(name, 3, seed=4).weights(gramian[present][:, present])
+    assert torch.allclose(weights[present], smaller)
+
+
+def test_static_weights_are_relative_to_the_mean_over_the_present_tasks() -> None:
+    # weights 3 : 1 : 0 sum to 4; of three tasks two are there: (3/4 · 3/2, 1/4 · 3/2, 0)
+    optimizer = make_optimizer("static", 3, weights=[3, 1, 0])
+    weights = optimizer.present_weights(torch.ones(3), torch.tensor([True, True, False]))
+    assert weights.tolist() == pytest.approx([1.125, 0.375, 0.0])
+
+
+def test_gradvac_keeps_the_targets_of_absent_pairs() -> None:
+    optimizer = make_optimizer("gradvac", 3, beta=0.5)
+    jacobian = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    optimizer.targets.fill_(0.25)
+    optimizer.present_weights(jacobian @ jacobian.T, torch.tensor([True, False, True]))
+    # 0 and 2 are orthogonal: ½ · .25 + ½ · 0
+    assert optimizer.targets[0, 2] == optimizer.targets[2, 0] == pytest.approx(0.125)
+    assert (optimizer.targets[1] == 0.25).all()
+    assert (optimizer.targets[:, 1] == 0.25).all()
+
+
+@pytest.mark.parametrize("name", ["famo", "uncertainty"])
+def test_an_absent_task_learns_nothing(name: str) -> None:
+    optimizer = make(name)
+    update(optimizer, 0)
+    attribute = optimizer.saved[0]
+    before = getattr(optimizer, attribute).clone()
+    present = torch.tensor([True, False, True, True, True])
+    update(optimizer, 1, present)
+    after = getattr(optimizer, attribute)
+    assert torch.equal(after[:, 1], before[:, 1])
+    assert (after[0, present] != before[0, present]).all()
+
+
+def test_famo_refuses_to_learn_before_it_has_seen_losses() -> None:
+    with pytest.raises(OptimizerError, match="after_step"):
+        make_optimizer("famo", 2).after_step(torch.ones(2))
+
+
+def test_only_famo_asks_for_the_losses_after_the_step_and_two_methods_act_on_the_critic_only() -> None:
+    assert [n for n, c in OPTIMIZERS.items() if c.needs_after_step] == ["famo"]
+    assert [n for n, c in OPTIMIZERS.items() if c.critic_only] == ["uncertainty", "famo"]
