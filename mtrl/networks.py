@@ -62,8 +62,10 @@ class MLP(nn.Module):
         return self._linear(self.output, x)
 
     def _linear(self, layer: nn.Module, x: Tensor) -> Tensor:
-        # explicit casts: autocast's fail under vmap(grad) with LayerNorm
         assert isinstance(layer, nn.Linear)
+        if self.dtype == torch.float32:
+            return F.linear(x, layer.weight, layer.bias)  # in the parameters' dtype: float64 stays exact
+        # explicit casts: autocast's fail under vmap(grad) with LayerNorm
         return F.linear(x.to(self.dtype), layer.weight.to(self.dtype), layer.bias.to(self.dtype)).float()
 
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 Array = npt.NDArray[np.float64]
+BLOCK = 2**16  # columns of a Jacobian that are held in float64 at once
 
 
 class OptimizerError(ValueError):
@@ -59,13 +60,16 @@ def like(values: Array, reference: Tensor) -> Tensor:
 def gramian_of(jacobian: Tensor) -> Tensor:
     """``J Jᵀ`` in float64, ``[T, P]`` -> ``[T, T]``, without overflow whatever the rows' norms.
 
-    The products run on rows scaled to unit size, in the Jacobian's own dtype; the norms return in float64.
+    The products run in float64, a block of columns at a time, on rows scaled to unit size.
     """
     size = jacobian.abs().amax(dim=1, keepdim=True)
     size = torch.where(size > 0, size, torch.ones_like(size))
-    unit = jacobian / size
+    products = jacobian.new_zeros(len(jacobian), len(jacobian), dtype=torch.float64)
+    for start in range(0, jacobian.shape[1], BLOCK):
+        block = (jacobian[:, start : start + BLOCK] / size).double()
+        products += block @ block.T
     size = size.double()
-    return (unit @ unit.T).double() * size * size.T
+    return products * size * size.T
 
 
 class MultiTaskOptimizer(ABC):
@@ -179,7 +183,7 @@ class Scalarization(MultiTaskOptimizer):
         """`weights` for a batch from which tasks may be absent (`present` bool ``[T]``; None: all are there).
 
         Absent tasks get 0, the others T / (number present) times their weight: the mean over the *present*
-        tasks. The losses of absent tasks may be anything, NaN included.
+        tasks, of which there is at least one. The losses of absent tasks may be anything, NaN included.
         """
         if present is None:
             return self.weights(losses)
@@ -188,7 +192,7 @@ class Scalarization(MultiTaskOptimizer):
         return torch.where(present, weights * scale, torch.zeros_like(weights))
 
     def _combine(self, jacobian: Tensor) -> Tensor:
-        return self.weights_now(jacobian[:, :0].sum(dim=1)) @ jacobian
+        return self.weights_now(jacobian.new_empty(self.num_tasks)) @ jacobian
 
 
 class GramianMethod(MultiTaskOptimizer):

@@ -13,7 +13,7 @@ from mtrl.optimizers.simplex import minimise_against_mean
 class CAGrad(HostSolver):
     """Maximises the smallest product with a task's gradient over the ball ``‖d − g₀‖ ≤ c ‖g₀‖``, g₀ the mean.
 
-    Liu et al. 2021, equation 3 and its dual: ``d = g₀ + λ g_w`` with ``g_w = Σ wᵢ gᵢ``, ``λ = c ‖g₀‖ /
+    Liu et al. 2021, section 3, in the dual: ``d = g₀ + λ g_w`` with ``g_w = Σ wᵢ gᵢ``, ``λ = c ‖g₀‖ /
     ‖g_w‖`` and w on the simplex minimising ``g_w·g₀ + c ‖g₀‖ ‖g_w‖``. c = 0 is the mean. It may conflict
     with a task, and differs from the mean without any conflict: it always leans towards the worst-off.
 

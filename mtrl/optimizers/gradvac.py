@@ -19,7 +19,7 @@ VANISHED = 1e-14  # squared norm, relative to the start, of a row that was cance
 class GradVac(GramianMethod):
     """Where two gradients are less similar than their moving average of similarity, adds enough of the other.
 
-    Wang et al. 2021, algorithm 1 and equation 3: for task i, starting from ``p = gᵢ`` and meeting the other
+    Wang et al. 2021, algorithm 1: for task i, starting from ``p = gᵢ`` and meeting the other
     tasks j in random order, with ``φ = cos(p, gⱼ)`` and target φ̂ᵢⱼ: if φ < φ̂,
     ``p += gⱼ ‖p‖ (φ̂ √(1 − φ²) − φ √(1 − φ̂²)) / (‖gⱼ‖ √(1 − φ̂²))``, after which cos(p, gⱼ) = φ̂; then
     ``φ̂ ← (1 − β) φ̂ + β φ``. Targets start at 0, where a step is PCGrad's. One target per ordered pair of

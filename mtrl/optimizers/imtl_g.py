@@ -14,7 +14,7 @@ class IMTLG(HostSolver):
     """Weights summing to 1 for which d has the same product with every task's *unit* gradient.
 
     Liu et al. 2021 (ICLR), section 3.1. With norms n and cosines C the condition reads ``C (n ∘ w) =
-    const``, so w is ``C⁻¹ 1 / n`` divided by its sum: one symmetric solve instead of the paper's equation 6.
+    const``, so w is ``C⁻¹ 1 / n`` divided by its sum: one symmetric solve instead of the paper's system in T − 1 unknowns.
     Weights may be negative, and large where their sum is nearly zero: the projections can then be equal *and
     negative*, and the step ascends every task.
 
@@ -55,7 +55,7 @@ class IMTLG(HostSolver):
 
 
 def solve_transposed(gramian: Array) -> Array:
-    """The published solve: ``M w = r`` where the paper's equation 6 has ``Mᵀ w = r``.
+    """The published solve: ``M w = r`` where the paper's closed form has ``Mᵀ w = r``.
 
     ``Mᵢⱼ = (g₁ − gᵢ)·(u₁ − uⱼ)`` and ``rⱼ = g₁·(u₁ − uⱼ)`` for i, j ≥ 2, u the unit gradients; w₁ = 1 − Σ w.
     """

@@ -63,13 +63,12 @@ def project(gramian: Any, order: Any) -> Any:
     """
     module: Any = torch if isinstance(gramian, Tensor) else np
     tasks = len(gramian)
-    rows = order.new_tensor(range(tasks)) if module is torch else np.arange(tasks)
+    place = {"device": gramian.device} if module is torch else {}
+    rows = module.arange(tasks, **place)
     squares = gramian.diagonal()
     inverse = 1 / module.where(squares > 0, squares, module.inf)  # a zero gradient conflicts with nobody
     products = gramian * 1
-    weights = module.eye(
-        tasks, dtype=gramian.dtype, **({"device": gramian.device} if module is torch else {})
-    )
+    weights = module.eye(tasks, dtype=gramian.dtype, **place)
     for column in order.T:
         product = products[rows, column]
         excess = product * (product < 0) * inverse[column]

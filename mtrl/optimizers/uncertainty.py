@@ -14,7 +14,7 @@ from mtrl.optimizers.base import Scalarization, require
 class Uncertainty(Scalarization):
     """Weights ``exp(−s)``, where s = log σ² is learned together with the network.
 
-    Kendall et al. 2018, equation 7, for regression: minimise ``Σ ½ exp(−sᵢ) lossᵢ + ½ sᵢ`` over network and
+    Kendall et al. 2018, section 3.2, for regression: minimise ``Σ ½ exp(−sᵢ) lossᵢ + ½ sᵢ`` over network and
     s. At rest ``exp(sᵢ) = lossᵢ``: a task counts in inverse proportion to its loss. Losses have to be
     non-negative, so it acts on the critic; the actor takes the mean.
 

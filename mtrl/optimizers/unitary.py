@@ -11,7 +11,7 @@ from mtrl.optimizers.base import Scalarization
 class Unitary(Scalarization):
     """Every task counts the same: weights 1/T.
 
-    Kurin et al. 2022, equation 1. The paper sums; we average, as its reinforcement-learning code does.
+    Kurin et al. 2022. The paper sums; we average, as its reinforcement-learning code does.
     """
 
     paper = "Kurin et al. 2022, NeurIPS, arXiv:2201.04122"

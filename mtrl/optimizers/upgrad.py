@@ -7,18 +7,20 @@ from scipy.optimize import nnls
 
 from mtrl.optimizers.base import Array, HostSolver, cosines_of
 
+RIDGE = 1e-12  # least eigenvalue of the cosines: opposite gradients would lead the active-set method astray
+
 
 class UPGrad(HostSolver):
     """The mean of the projections of all gradients onto the cone ``{d: gⱼ·d ≥ 0 for all j}``.
 
-    Quinton & Rey 2024, equation 7: the projection of gᵢ is ``Jᵀ v`` with v the minimiser of ``vᵀ G v`` over
+    Quinton & Rey 2024: the projection of gᵢ is ``Jᵀ v`` with v the minimiser of ``vᵀ G v`` over
     ``v ≥ eᵢ``. Writing v = eᵢ + u, that is a non-negative least squares in T dimensions, solved by scipy's
     active-set method on a square root of the cosine matrix. Never conflicts; without a negative inner
     product the result is the mean.
 
     Where we differ: the paper's code divides the Gramian by its trace, adds 1e-4 I and takes the mean below
     a trace of 1e-4, so that its result can conflict slightly and a small gradient beside a large one is not
-    projected. We normalise every gradient and add nothing. Zero gradients conflict with nobody.
+    projected. We normalise every gradient and add 1e-12 at most. Zero gradients conflict with nobody.
     """
 
     paper = "Quinton & Rey 2024, arXiv:2406.16232"
@@ -31,7 +33,7 @@ class UPGrad(HostSolver):
         conflicting = np.flatnonzero((cosines < 0).any(axis=1))
         if len(conflicting):
             values, vectors = np.linalg.eigh(cosines)
-            root = np.sqrt(values.clip(min=0))[:, None] * vectors.T  # rootᵀ root = cosines
+            root = np.sqrt(values.clip(min=RIDGE))[:, None] * vectors.T  # rootᵀ root = cosines
             for i in conflicting:
                 added, _ = nnls(root, -root[:, i], maxiter=30 * n)
                 own[i] += norms[i] * added

@@ -82,6 +82,21 @@ def test_the_result_of_a_non_conflicting_method_harms_no_task(name: str, jacobia
     assert products.min() >= -1e-5 * jacobian.norm()
 
 
+@pytest.mark.parametrize("name", NON_CONFLICTING)
+@settings(SETTINGS, max_examples=100)
+@given(jacobian=jacobians(most=20), seed=st.integers(0, 2**32))
+def test_nor_does_it_where_gradients_repeat_or_oppose_each_other(
+    name: str, jacobian: Tensor, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    few = torch.from_numpy(rng.integers(0, max(1, len(jacobian) // 2), len(jacobian)))
+    signs = torch.from_numpy(rng.choice([-1.0, 1.0, 2.0], size=(len(jacobian), 1)))
+    repeated = jacobian[few] * signs
+    combined = make_optimizer(name, len(jacobian)).combine(repeated)
+    products = (repeated @ combined) / repeated.norm(dim=1)
+    assert products.min() >= -1e-4 * repeated.norm()
+
+
 @pytest.mark.parametrize("name", MEAN_WITHOUT_CONFLICT)
 @SETTINGS
 @given(jacobian=jacobians())

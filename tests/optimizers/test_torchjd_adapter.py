@@ -84,7 +84,7 @@ def test_an_unknown_option_gets_the_valid_ones() -> None:
 
 
 def test_a_missing_option_or_too_few_tasks_are_one_line() -> None:
-    with pytest.raises(OptimizerError, match="TrimmedMean: .*trim_number") as missing:
+    with pytest.raises(OptimizerError, match=r"TrimmedMean: .*trim_number") as missing:
         make_optimizer("torchjd:TrimmedMean", 3)
     with pytest.raises(OptimizerError, match="Krum: ") as few:
         make_optimizer("torchjd:Krum", 2, n_byzantine=1)

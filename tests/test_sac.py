@@ -1,0 +1,584 @@
+"""MT-SAC: its losses by hand and by Stable-Baselines3, its update, its state."""
+
+from __future__ import annotations
+
+import copy
+import math
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import SAC
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch.distributions import Normal
+from torch.func import functional_call
+
+from mtrl.config import ActorConfig, CriticConfig, NetworkConfig
+from mtrl.gradients import multitask_gradient
+from mtrl.networks import Actor, Critic, Parameters, squashed_sample
+from mtrl.optimizers import OPTIMIZERS, make_optimizer
+from mtrl.replay import Batch
+from mtrl.sac import (
+    MTSAC,
+    Networks,
+    Noise,
+    actor_loss,
+    critic_loss,
+    make_adam,
+    mean,
+    td_target,
+    temperature_loss,
+)
+
+HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)  # 0.918939: −log of a standard normal's density at 0
+
+
+# --- golden values: D = A = 1, linear networks, the action is tanh(0 + 1·noise) -----------------------
+
+
+@pytest.fixture
+def nets() -> Networks:
+    """π = N(0, 1) squashed; Q₁ = s + 2a, Q₂ = 3."""
+    with torch.device("meta"):
+        return Networks(
+            Actor(1, 1, 1, ActorConfig(hidden=(), log_std="clip"), "none"),
+            Critic(1, 1, 1, CriticConfig(hidden=(), layer_norm=False), "none"),
+        )
+
+
+ACTOR = Parameters({"net.output.weight": torch.zeros(2, 1), "net.output.bias": torch.zeros(2)}, {})
+CRITIC = Parameters(
+    {
+        "nets.0.output.weight": torch.tensor([[1.0, 2.0]]),
+        "nets.0.output.bias": torch.zeros(1),
+        "nets.1.output.weight": torch.zeros(1, 2),
+        "nets.1.output.bias": torch.tensor([3.0]),
+    },
+    {},
+)
+TASK, ALPHA = torch.ones(1), torch.tensor(0.5)
+
+
+def two_rows(weight: list[float] | None = None) -> Batch:
+    """s = 1, 2; a = ½, 0; r = 1, 10; s' = 4, 2; the second row ends for real."""
+    return Batch(
+        torch.tensor([[1.0], [2.0]]),
+        torch.tensor([[0.5], [0.0]]),
+        torch.tensor([1.0, 10.0]),
+        torch.tensor([[4.0], [2.0]]),
+        torch.tensor([0.0, 1.0]),
+        None if weight is None else torch.tensor(weight),
+    )
+
+
+def test_the_target_bootstraps_the_smaller_value_and_the_entropy_and_termination_cuts_it(nets):
+    target = td_target(ACTOR, CRITIC, ALPHA, TASK, two_rows(), torch.zeros(2, 1), (), nets, 0.9)
+    # a' = 0, log π = −0.918939. Row 1: min(4, 3) = 3, so 1 + 0.9 (3 + 0.5 · 0.918939) = 4.113523.
+    # Row 2 terminated: its reward alone.
+    assert target.tolist() == pytest.approx([4.113523, 10.0], rel=1e-6)
+
+
+def test_the_critic_loss_is_the_sum_over_critics_of_the_mean_squared_error(nets):
+    loss, value = critic_loss(CRITIC, TASK, two_rows(), torch.tensor([1.0, 5.0]), (), nets)
+    # Q₁ = 2, 2; Q₂ = 3, 3; errors 1, −3 and 2, −2: (1 + 9)/2 + (4 + 4)/2 = 9; mean value 2.5
+    assert loss.item() == pytest.approx(9)
+    assert value.item() == pytest.approx(2.5)
+
+
+def test_a_weighted_loss_counts_the_rows_of_weight_one(nets):
+    loss, value = critic_loss(CRITIC, TASK, two_rows([0.0, 1.0]), torch.tensor([1.0, 5.0]), (), nets)
+    assert loss.item() == pytest.approx(9 + 4)  # errors −3 and −2
+    assert value.item() == pytest.approx(2.5)
+    assert mean(torch.ones(3), torch.zeros(3)).item() == 0
+
+
+def test_the_actor_loss_is_entropy_against_the_smaller_value(nets):
+    noise = torch.zeros(2, 1)
+    loss, log_prob = actor_loss(ACTOR, CRITIC, ALPHA, TASK, two_rows(), noise, (), (), nets)
+    # a = 0: min(1, 3) = 1 and min(2, 3) = 2; log π = −0.918939: −0.459469 − 1.5
+    assert loss.item() == pytest.approx(-0.5 * HALF_LOG_2PI - 1.5)
+    assert log_prob.item() == pytest.approx(-HALF_LOG_2PI)
+    loss, _ = actor_loss(ACTOR, CRITIC, ALPHA, TASK, two_rows([0.0, 1.0]), noise, (), (), nets)
+    assert loss.item() == pytest.approx(-0.5 * HALF_LOG_2PI - 2)
+
+
+@pytest.mark.parametrize(("through_alpha", "loss", "slope"), [(False, -2.079442, 3.0), (True, 1.5, 1.5)])
+def test_the_temperature_loss_goes_through_log_alpha_or_alpha(through_alpha, loss, slope):
+    # α = ½, log π = −1, H̄ = −2: log π + H̄ = −3. Through log α: 3 log ½ = −2.079442, slope 3.
+    # Through α: 3 · ½ = 1.5, and its slope by log α is the same times α.
+    log_alpha = torch.tensor([0.5]).log().requires_grad_()
+    value, _ = temperature_loss(
+        Parameters({"log_alpha": log_alpha}, {}), torch.tensor(-1.0), -2, through_alpha
+    )
+    value.backward()
+    assert value.item() == pytest.approx(loss, rel=1e-6)
+    assert log_alpha.grad.item() == pytest.approx(slope)
+
+
+# --- Stable-Baselines3 as the oracle --------------------------------------------------------------------
+
+
+class Nothing(gym.Env):
+    """Spaces, for the oracle's networks."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+
+@pytest.fixture
+def pair(make_agent):
+    """Our agent with one task, and Stable-Baselines3's SAC with the same weights."""
+    network = {"learning_rate": 1e-2, "init": "torch", "hidden": (16, 12)}
+    agent = make_agent(
+        1,
+        task_input="none",
+        gamma=0.9,
+        tau=0.1,
+        actor={**network, "log_std": "clip", "log_std_min": -20, "log_std_max": 2},
+        critic={**network, "layer_norm": False},
+        temperature={"initial": 0.2, "learning_rate": 1e-2},
+    )
+    with torch.no_grad():  # a target that is not the critic
+        for _, p in agent.target.tensors():
+            p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    oracle = SAC(
+        "MlpPolicy",
+        Nothing(),
+        learning_rate=1e-2,
+        gamma=0.9,
+        tau=0.1,
+        ent_coef="auto_0.2",
+        buffer_size=1,
+        policy_kwargs={"net_arch": [16, 12]},
+        device="cpu",
+    )
+    oracle.set_logger(Logger(None, []))
+    with torch.no_grad():
+        for ours, theirs in zip(*flat_parameters(agent, oracle), strict=True):
+            theirs.copy_(ours.view_as(theirs))
+    return agent, oracle
+
+
+def flat_parameters(agent: MTSAC, oracle: SAC) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Both agents' parameters in one order: actor, critics, target critics, log α."""
+    ours, theirs = [], []
+    net = agent.actor.shared
+    for i, layer in enumerate((0, 2)):
+        for kind in ("weight", "bias"):
+            ours.append(net[f"net.hidden.{i}.{kind}"])
+            theirs.append(getattr(oracle.actor.latent_pi[layer], kind))
+    for kind in ("weight", "bias"):
+        ours += [net[f"net.output.{kind}"][:2], net[f"net.output.{kind}"][2:]]
+        theirs += [getattr(oracle.actor.mu, kind), getattr(oracle.actor.log_std, kind)]
+    for parameters, critic in ((agent.critic, oracle.critic), (agent.target, oracle.critic_target)):
+        for n, q in enumerate(critic.q_networks):
+            for name, layer in (("hidden.0", 0), ("hidden.1", 2), ("output", 4)):
+                for kind in ("weight", "bias"):
+                    ours.append(parameters.shared[f"nets.{n}.{name}.{kind}"])
+                    theirs.append(getattr(q[layer], kind))
+    ((_, log_alpha),) = agent.temperature.tensors()
+    return [*ours, log_alpha], [*theirs, oracle.log_ent_coef]
+
+
+def oracle_step(oracle: SAC, batch: Batch, noise: Noise, monkeypatch) -> dict[str, float]:
+    """Its own ``train()`` on our batch and our noise: what it logged, and its gradients."""
+    column = torch.Tensor.reshape
+    samples = ReplayBufferSamples(
+        batch.obs[0],
+        batch.actions[0],
+        batch.next_obs[0],
+        column(batch.terminated[0], (-1, 1)),
+        column(batch.rewards[0], (-1, 1)),
+    )
+    draws = iter([noise.action[0], noise.next_action[0]])  # it draws for s first, then for s'
+    monkeypatch.setattr(Normal, "rsample", lambda self, shape=(): self.loc + self.scale * next(draws))
+    oracle.replay_buffer = SimpleNamespace(sample=lambda *args, **kwargs: samples)
+    oracle.train(gradient_steps=1)
+    assert next(draws, None) is None
+    return {name: float(value) for name, value in oracle.logger.name_to_value.items()}
+
+
+def test_three_updates_are_stable_baselines3s(pair, make_batch, monkeypatch):
+    agent, oracle = pair
+    before = [p.detach().clone() for p in flat_parameters(*pair)[0]]
+    for step in range(3):
+        batch, noise = make_batch(1, 32, seed=step), agent.draw_noise(32)
+        alpha = agent.alpha.clone()
+        metrics = agent.update(batch, noise)
+        logged = oracle_step(oracle, batch, noise, monkeypatch)
+        assert metrics["critic_loss"].item() == pytest.approx(2 * logged["train/critic_loss"], rel=1e-4)
+        assert metrics["actor_loss"].item() == pytest.approx(logged["train/actor_loss"], rel=1e-4)
+        assert metrics["alpha"].item() == pytest.approx(logged["train/ent_coef"], rel=1e-5)
+        temperature = Parameters({"log_alpha": alpha.log()}, {})
+        loss, _ = temperature_loss(temperature, metrics["log_prob"][0], agent.target_entropy, False)
+        assert loss.item() == pytest.approx(logged["train/ent_coef_loss"], rel=1e-4)
+    ours, theirs = flat_parameters(*pair)
+    for old, mine, other in zip(before, ours, theirs, strict=True):
+        assert (mine - old).abs().max() > 1e-4  # everything moved, by 1e-2 a step where Adam acts
+        torch.testing.assert_close(mine, other.view_as(mine), rtol=0, atol=1e-4)
+
+
+def test_the_gradients_are_stable_baselines3s_and_the_critics_twice_its(pair, make_batch, monkeypatch):
+    agent, oracle = pair
+    caught: dict[str, list[torch.Tensor]] = {}
+
+    def catch(name: str, optimizer: torch.optim.Optimizer) -> None:
+        def hook(optimizer, *_):
+            caught[name] = [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
+
+        optimizer.register_step_pre_hook(hook)
+
+    for name, optimizer in (
+        ("critic", oracle.critic.optimizer),
+        ("actor", oracle.actor.optimizer),
+        ("temperature", oracle.ent_coef_optimizer),
+    ):
+        catch(name, optimizer)
+    batch, noise = make_batch(1, 32), agent.draw_noise(32)
+    agent.update(batch, noise)
+    oracle_step(oracle, batch, noise, monkeypatch)
+
+    def flat(gradients: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([g.flatten() for g in gradients])
+
+    critic = [agent.critic.shared[name].grad for name in agent.critic.shared]
+    torch.testing.assert_close(flat(critic), 2 * flat(caught["critic"]), rtol=1e-4, atol=1e-5)
+    net = agent.actor.shared
+    hidden = [net[f"net.hidden.{i}.{kind}"].grad for i in (0, 1) for kind in ("weight", "bias")]
+    weight, bias = net["net.output.weight"].grad, net["net.output.bias"].grad
+    actor = [*hidden, weight[:2], bias[:2], weight[2:], bias[2:]]
+    torch.testing.assert_close(flat(actor), flat(caught["actor"]), rtol=1e-4, atol=1e-5)
+    ((_, log_alpha),) = agent.temperature.tensors()
+    torch.testing.assert_close(log_alpha.grad.flatten(), caught["temperature"][0], rtol=1e-4, atol=1e-5)
+
+
+# --- the update ------------------------------------------------------------------------------------------
+
+
+def everything(agent: MTSAC) -> dict[str, torch.Tensor]:
+    """Copies of all parameters by name."""
+    found = {}
+    for name, parameters in (
+        ("actor", agent.actor),
+        ("critic", agent.critic),
+        ("target", agent.target),
+        ("temperature", agent.temperature),
+    ):
+        found |= {f"{name}.{key}": p.detach().clone() for key, p in parameters.tensors()}
+    return found
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
+
+
+def test_an_update_tells_every_tasks_numbers(make_agent, make_batch):
+    agent = make_agent()
+    metrics = agent.update(make_batch(), diagnose=True)
+    conflicts = [metrics.pop(f"conflict_{network}") for network in ("critic", "actor")]
+    assert all(conflict.gramian.shape == (3, 3) for conflict in conflicts)
+    expected = (
+        "critic_loss actor_loss q log_prob alpha reward_scale critic_weights actor_weights "
+        "critic_finite actor_finite"
+    )
+    assert set(metrics) == set(expected.split())
+    for value in metrics.values():
+        assert value.shape == (3,)
+        assert not value.requires_grad
+
+
+def test_the_target_moves_by_tau_towards_the_fresh_critic(make_agent, make_batch):
+    agent = make_agent(tau=0.25, critic={"learning_rate": 0.1})
+    before = agent.target.map(torch.clone)
+    agent.update(make_batch())
+    for name, old in before.tensors():
+        expected = 0.75 * old + 0.25 * agent.critic.shared[name].detach()
+        torch.testing.assert_close(agent.target.shared[name], expected)
+        assert not torch.equal(agent.target.shared[name], old)
+
+
+def test_the_actor_is_updated_against_the_fresh_critic(make_agent, make_batch):
+    agent = make_agent(critic={"learning_rate": 0.1})
+    batch, noise, actor = make_batch(), agent.draw_noise(5), agent.actor.map(lambda p: p.detach().clone())
+    told = agent.update(batch, noise)["actor_loss"]
+    for t in range(3):
+        rows = Batch(*(None if column is None else column[t] for column in batch))
+        arguments = (torch.tensor(0.1), agent.one_hot[t], rows, noise.action[t], (), (), agent.nets)
+        loss, _ = actor_loss(actor, agent.critic.detach(), *arguments)
+        torch.testing.assert_close(told[t], loss)
+
+
+def test_rewards_are_divided_by_their_tasks_scale_before_the_loss(make_agent, make_batch):
+    plain, scaled = make_agent(), make_agent(reward_scale="sigma")
+    for reward in (0.0, 2.0):  # σ = 1, 2, 3
+        scaled.rewards.observe(torch.tensor([1.0, 2.0, 3.0]) * reward, torch.zeros(3, dtype=torch.bool))
+    batch = make_batch()
+    raised = batch._replace(rewards=batch.rewards * torch.tensor([[1.0], [2.0], [3.0]]))
+    assert scaled.update(raised)["reward_scale"].tolist() == [1, 2, 3]
+    plain.update(batch)
+    for key, value in everything(plain).items():
+        torch.testing.assert_close(everything(scaled)[key], value)
+
+
+def test_the_target_entropy_is_minus_the_number_of_actions_unless_set(make_agent):
+    assert make_agent().target_entropy == -2.0
+    assert make_agent(temperature={"target_entropy": -0.5}).target_entropy == -0.5
+
+
+@pytest.mark.parametrize("loss", ["log_alpha", "alpha"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_temperatures_take_their_own_gradient_over_t_or_the_mean_of_all(make_agent, make_batch, shared, loss):
+    agent = make_agent(temperature={"shared": shared, "loss": loss, "initial": 0.3})
+    metrics = agent.update(make_batch())
+    own = -(metrics["log_prob"] - 2) * (0.3 if loss == "alpha" else 1)  # H̄ = −2
+    ((_, log_alpha),) = agent.temperature.tensors()
+    expected = own.mean().view(1) if shared else own.view(3, 1) / 3
+    assert log_alpha.shape == expected.shape
+    torch.testing.assert_close(log_alpha.grad, expected)
+    # Adam's first step is the learning rate against the sign
+    torch.testing.assert_close(log_alpha.detach(), math.log(0.3) - 3e-4 * expected.sign(), rtol=1e-5, atol=0)
+    assert agent.alpha.shape == (3,)
+
+
+def test_a_task_whose_entropy_is_below_target_gets_a_higher_temperature(make_agent, make_batch):
+    agent = make_agent(temperature={"target_entropy": 1.3}, actor={"log_std_min": -5, "log_std_max": -4})
+    before = agent.alpha.clone()
+    agent.update(make_batch())
+    assert (agent.alpha > before).all()
+
+
+def test_pcgrad_on_a_shared_temperature_is_zero_when_two_tasks_disagree():
+    # log π + H̄ = (1, −3): gradients −1 and 3. On a line each projects the other away whole: 0.
+    # The mean is 1.
+    temperature = Parameters({"log_alpha": torch.zeros(1, requires_grad=True)}, {})
+    results = {}
+    for name in ("pcgrad", "unitary"):
+        gradient = multitask_gradient(
+            make_optimizer(name, 2),
+            lambda params, log_prob: temperature_loss(params, log_prob, -2.0, False),
+            temperature,
+            torch.tensor([3.0, -1.0]),
+        )
+        results[name] = gradient.params.shared["log_alpha"].item()
+    assert results == {"pcgrad": pytest.approx(0, abs=1e-6), "unitary": pytest.approx(1)}
+
+
+def test_the_temperatures_method_is_the_mean_unless_it_is_asked_to_combine(make_agent):
+    for combine, expected in ((False, "unitary"), (True, "pcgrad")):
+        agent = make_agent(optimizer="pcgrad", temperature={"shared": True, "combine": combine})
+        assert type(agent.methods["temperature"]) is OPTIMIZERS[expected]
+
+
+@pytest.mark.parametrize("optimizer", ["pcgrad", "graddrop", "unitary", "famo"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_combining_temperatures_works_with_every_kind_of_method(make_agent, make_batch, optimizer, shared):
+    agent = make_agent(optimizer=optimizer, temperature={"shared": shared, "combine": True})
+    agent.update(make_batch())
+    assert agent.alpha.isfinite().all()
+    if not shared:  # private: no method combines them
+        torch.testing.assert_close(
+            agent.alpha.log() - math.log(0.1), torch.full((3,), -3e-4), rtol=1e-2, atol=0
+        )
+
+
+def test_methods_for_positive_losses_leave_the_actor_the_mean(make_agent):
+    for name in ("famo", "uncertainty"):
+        agent = make_agent(optimizer=name)
+        assert type(agent.methods["critic"]) is OPTIMIZERS[name]
+        assert type(agent.methods["actor"]) is OPTIMIZERS["unitary"]
+
+
+@pytest.mark.parametrize("task_input", ["one_hot", "heads", "embedding"])
+def test_weight_decay_acts_on_matrices_only(make_agent, task_input):
+    agent = make_agent(task_input=task_input)
+    config = NetworkConfig(weight_decay=0.1, learning_rate=0.01)
+    before = agent.critic.map(lambda p: p.detach().clone())
+    step = make_adam(agent.critic, config)
+    for _, p in agent.critic.tensors():
+        with torch.no_grad():
+            p += 1  # no zeros
+        p.grad = torch.zeros_like(p)
+    step.step()
+    seen = set()
+    for (name, old), (_, new) in zip(before.tensors(), agent.critic.tensors(), strict=True):
+        matrix = name.endswith("weight") and "norms" not in name
+        # AdamW without a gradient: θ (1 − lr λ) = 0.999 θ
+        torch.testing.assert_close(new.detach(), (old + 1) * (0.999 if matrix else 1), rtol=1e-6, atol=1e-6)
+        seen.add((matrix, name in agent.critic.private))
+    assert (True, False) in seen
+    assert ((True, True) in seen) == (task_input == "heads")
+
+
+@pytest.mark.parametrize(("decay", "expected"), [("decoupled", 1.998), ("coupled", 1.99), ("none", 2.0)])
+def test_coupled_decay_is_normalised_by_adam_and_decoupled_is_not(decay, expected):
+    # θ = 2, no gradient, lr = 0.01, λ = 0.1. Decoupled: 2 (1 − 0.001) = 1.998.
+    # Coupled: the gradient is λθ = 0.2, and Adam's first step is lr · 0.2 / |0.2| = 0.01.
+    config = NetworkConfig(
+        learning_rate=0.01, weight_decay=0 if decay == "none" else 0.1,
+        decay="coupled" if decay == "coupled" else "decoupled",
+    )  # fmt: skip
+    weight = torch.full((1, 1), 2.0, requires_grad=True)
+    weight.grad = torch.zeros(1, 1)
+    make_adam(Parameters({"w": weight}, {}), config).step()
+    assert weight.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_actor_and_critic_have_their_own_learning_rate_and_decay(make_agent):
+    agent = make_agent(
+        actor={"learning_rate": 1e-3, "weight_decay": 0.2}, critic={"learning_rate": 1e-4, "decay": "coupled"}
+    )
+    actor, critic = (agent.steps[name].param_groups[0] for name in ("actor", "critic"))
+    assert (actor["lr"], actor["weight_decay"], critic["lr"], critic["weight_decay"]) == (1e-3, 0.2, 1e-4, 0)
+    assert isinstance(agent.steps["actor"], torch.optim.AdamW)
+    assert not isinstance(agent.steps["critic"], torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("network", ["actor", "critic"])
+def test_max_grad_norm_scales_the_whole_gradient_of_one_network(make_agent, make_batch, network):
+    free, limited = (
+        make_agent(task_input="heads"),
+        make_agent(task_input="heads", **{network: {"max_grad_norm": 1e-3}}),
+    )
+    for agent in (free, limited):
+        agent.update(make_batch())
+
+    def gradient(agent: MTSAC) -> torch.Tensor:
+        return torch.cat([p.grad.flatten() for _, p in getattr(agent, network).tensors()])
+
+    assert gradient(free).norm() > 1e-2
+    assert gradient(limited).norm().item() == pytest.approx(1e-3, rel=1e-3)
+    torch.testing.assert_close(
+        gradient(limited), gradient(free) * 1e-3 / gradient(free).norm(), rtol=1e-3, atol=1e-8
+    )
+
+
+# --- padding and absence -----------------------------------------------------------------------------------
+
+
+def cut(noise: Noise, rows: int) -> Noise:
+    return Noise(
+        *(x[:, :rows] if isinstance(x, torch.Tensor) else tuple(m[:, :rows] for m in x) for x in noise)
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["unitary", "pcgrad", "graddrop"])
+def test_padded_rows_change_nothing(make_agent, make_batch, optimizer):
+    agents = [
+        make_agent(optimizer=optimizer, actor={"dropout": 0.1}, critic={"dropout": 0.1}, task_input="heads")
+        for _ in range(3)
+    ]
+    batch, noise = make_batch(3, 8), agents[0].draw_noise(8)
+    weight = (torch.arange(8) < 5).float().expand(3, 8)
+    padded = batch._replace(weight=weight)
+    agents[0].update(padded, noise)
+    agents[1].update(
+        padded._replace(**{
+            name: torch.where(weight.bool().view(3, 8, *(1,) * (column.dim() - 2)), column, column + 5)
+            for name, column in batch._asdict().items() if column is not None
+        }),
+        noise,
+    )  # fmt: skip
+    assert_same(everything(agents[0]), everything(agents[1]))
+    if optimizer == "unitary":  # the others' draws differ when tasks are selected
+        agents[2].update(Batch(*(column[:, :5] for column in batch[:5])), cut(noise, 5))
+        for key, value in everything(agents[2]).items():
+            torch.testing.assert_close(everything(agents[0])[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_an_update_without_a_task_leaves_its_parameters_and_temperature(make_agent, make_batch):
+    for optimizer in ("unitary", "pcgrad"):
+        agent = make_agent(task_input="heads", optimizer=optimizer)
+        before = everything(agent)
+        weight = torch.tensor([1.0, 0.0, 1.0]).view(3, 1).expand(3, 5)
+        metrics = agent.update(make_batch()._replace(weight=weight))
+        assert metrics["critic_loss"].gt(0).tolist() == [True, False, True]
+        for key, new in everything(agent).items():
+            if "output" in key or "log_alpha" in key:
+                moved = [not torch.equal(new[t], before[key][t]) for t in range(3)]
+                assert moved == [True, False, True], key
+
+
+# --- randomness and state ----------------------------------------------------------------------------------
+
+
+def test_acting_and_noise_come_from_the_agents_own_generator(make_agent):
+    observations = torch.cat((torch.randn(3, 3), torch.eye(3)), dim=1)
+    first, second, other = make_agent(), make_agent(), make_agent(seed=1)
+    torch.manual_seed(5)
+    a = [first.act(observations), first.random_actions(), first.draw_noise(4).action]
+    torch.manual_seed(6)
+    b = [second.act(observations), second.random_actions(), second.draw_noise(4).action]
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not torch.equal(other.random_actions(), make_agent().random_actions())
+    assert a[1].abs().max() <= 1
+
+
+def test_building_an_agent_leaves_the_global_generator_alone(make_agent):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    make_agent()
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_an_agent_explores_around_its_deterministic_action(make_agent):
+    agent = make_agent(actor={"log_std_min": -9, "log_std_max": -8})
+    observations = torch.cat((torch.randn(3, 3), torch.eye(3)), dim=1)
+    noisy, plain = agent.act(observations), agent.predict(observations.numpy())[0]
+    assert 0 < np.abs(noisy.numpy() - plain).max() < 0.01
+
+
+STATEFUL = ["unitary", "pcgrad", "famo", "gradvac", "rlw", "uncertainty", "graddrop", "nash_mtl"]
+
+
+@pytest.mark.parametrize("optimizer", STATEFUL)
+def test_updates_a_saved_state_and_updates_are_all_updates_bit_for_bit(make_agent, make_batch, optimizer):
+    def fresh(seed: int) -> MTSAC:
+        return make_agent(
+            optimizer=optimizer, seed=seed, task_input="heads", reward_scale="return",
+            actor={"dropout": 0.1}, critic={"dropout": 0.1, "weight_decay": 0.01},
+        )  # fmt: skip
+
+    def train(agent: MTSAC, steps: range) -> None:
+        for step in steps:
+            batch = make_batch(seed=step)
+            agent.rewards.observe(batch.rewards[:, 0], batch.terminated[:, 0])
+            agent.update(batch)
+
+    straight, stopped, resumed = fresh(0), fresh(0), fresh(7)
+    train(straight, range(6))
+    train(stopped, range(3))
+    resumed.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    train(resumed, range(3, 6))
+    assert_same(everything(resumed), everything(straight))
+    observations = torch.cat((torch.randn(3, 3), torch.eye(3)), dim=1)
+    assert torch.equal(resumed.act(observations), straight.act(observations))  # policy and generator
+    train(stopped, range(3, 5))
+    assert not torch.equal(
+        stopped.actor.shared["net.hidden.0.weight"], resumed.actor.shared["net.hidden.0.weight"]
+    )
+
+
+def test_the_critic_that_acts_as_target_is_a_copy(make_agent):
+    agent = make_agent()
+    for name, p in agent.critic.tensors():
+        assert torch.equal(p, agent.target.shared[name])
+        assert p.data_ptr() != agent.target.shared[name].data_ptr()
+
+
+def test_the_minimum_over_the_ensemble_is_taken_row_by_row(make_agent, make_batch):
+    agent = make_agent(1, critic={"ensemble": 4, "init": "torch"})
+    batch = Batch(*(None if c is None else c[0] for c in make_batch(1, 50)))
+    noise, task, alpha = torch.randn(50, 2), agent.one_hot[0], torch.tensor(0.0)
+    target = td_target(agent.actor, agent.target, alpha, task, batch, noise, (), agent.nets, 1.0)
+    gaussian = functional_call(agent.nets.actor, agent.actor.merged(), (batch.next_obs, task))
+    action, _ = squashed_sample(*gaussian, noise)
+    q = functional_call(agent.nets.critic, agent.target.merged(), (batch.next_obs, action, task))
+    assert q.shape == (4, 50)
+    assert len(q.argmin(0).unique()) == 4  # every critic is the smallest somewhere
+    expected = batch.rewards + (1 - batch.terminated) * q.min(dim=0).values
+    torch.testing.assert_close(target, expected)
