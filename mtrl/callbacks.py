@@ -198,7 +198,9 @@ class ConflictCallback(TrainerCallback):
             self.on_conflict(self.steps_per_task, network, conflict)
             if with_picture:
                 figure = cosine_figure(conflict, self.task_names)
-                self.logger.record(f"conflict_{network}/cosines", Figure(figure, close=True), exclude=("csv",))
+                self.logger.record(
+                    f"conflict_{network}/cosines", Figure(figure, close=True), exclude=("csv",)
+                )
         if with_picture:
             self.next_picture = self.steps_per_task + self.picture_every
         return True

@@ -88,7 +88,9 @@ class Checkpoints:
         self._forget()
         return written + int(entry["bytes"])
 
-    def load(self, replay: TaskReplay, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any] | None:
+    def load(
+        self, replay: TaskReplay, warn: Callable[[str], None] = lambda text: None
+    ) -> dict[str, Any] | None:
         """The newest complete checkpoint: the replay is filled, the state returned; None without any.
 
         A damaged one is named to ``warn`` and the one before it is taken.
@@ -133,7 +135,9 @@ class Checkpoints:
         try:
             state: dict[str, Any] = torch.load(self.folder / manifest["state"]["name"], weights_only=True)
         except Exception as error:  # torch raises many kinds for a file that is not its own
-            raise CheckpointError(f"{manifest['state']['name']} cannot be loaded ({type(error).__name__})") from None
+            raise CheckpointError(
+                f"{manifest['state']['name']} cannot be loaded ({type(error).__name__})"
+            ) from None
         counters = state.pop("replay")
         replay.added = counters["added"]
         replay.generator.set_state(counters["generator"])

@@ -53,7 +53,9 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
-        raise ConfigError(f"no command {command!r}{nearest(command, COMMANDS)}; there are {', '.join(COMMANDS)}")
+        raise ConfigError(
+            f"no command {command!r}{nearest(command, COMMANDS)}; there are {', '.join(COMMANDS)}"
+        )
     module = importlib.import_module(f"mtrl.commands.{command}")
     code: int = module.main(rest)
     return code

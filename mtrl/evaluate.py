@@ -110,7 +110,7 @@ def evaluate(policy: Predicts, envs: VecEnv, episodes: int, task_names: Sequence
     records: list[list[tuple[bool, bool, float, float]]] = [[] for _ in tasks]
     returns, steps = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=int)
     first_success = np.full(envs.num_envs, np.nan)
-    envs.set_options({"goal": 0})
+    envs.seed(0)  # starts the order of goals anew, and the draws of envs that have some
     observations = envs.reset()
     while any(len(record) < episodes for record in records):
         assert isinstance(observations, np.ndarray)
@@ -124,8 +124,15 @@ def evaluate(policy: Predicts, envs: VecEnv, episodes: int, task_names: Sequence
             if dones[t]:
                 if len(records[t]) < episodes:
                     records[t].append(
-                        (infos[t]["is_success"], infos[t]["success"], float(returns[t]), float(first_success[t]))
+                        (
+                            infos[t]["is_success"],
+                            infos[t]["success"],
+                            float(returns[t]),
+                            float(first_success[t]),
+                        )
                     )
                 returns[t], steps[t], first_success[t] = 0, 0, np.nan
-    columns = [[np.asarray(column, dtype=float) for column in zip(*record, strict=True)] for record in records]
+    columns = [
+        [np.asarray(column, dtype=float) for column in zip(*record, strict=True)] for record in records
+    ]
     return Scores({name: TaskScores(*columns[t]) for name, t in zip(task_names, tasks, strict=True)})

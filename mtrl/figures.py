@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
+    from mtrl.compare import Curve
     from mtrl.conflict import Conflict
 
 
@@ -33,4 +34,53 @@ def cosine_figure(conflict: Conflict, task_names: Sequence[str]) -> Figure:
         for i, j in np.ndindex(cosines.shape):
             axes.text(j, i, f"{cosines[i, j]:.1f}", ha="center", va="center", fontsize=7)
     figure.colorbar(image, label="cosine of two tasks' gradients")
+    return figure
+
+
+def curves_figure(
+    groups: Mapping[str, Sequence[Curve]], against: Literal["steps", "minutes"] = "steps"
+) -> Figure:
+    """Mean success over tasks against steps per task or minutes; a line per group, thin ones per seed."""
+    figure = new_figure(7, 4.2)
+    axes = figure.subplots()
+    for number, (label, curves) in enumerate(groups.items()):
+        colour = f"C{number}"
+        for curve in curves:
+            axes.plot(getattr(curve, against), curve.success.mean(1), color=colour, alpha=0.35, linewidth=1)
+        length = min(len(curve.steps) for curve in curves)
+        x = np.mean([getattr(curve, against)[:length] for curve in curves], axis=0)
+        y = np.mean([curve.success[:length].mean(1) for curve in curves], axis=0)
+        axes.plot(
+            x, y, color=colour, linewidth=2, label=f"{label} ({len(curves)} seed{'s' * (len(curves) > 1)})"
+        )
+    axes.set_xlabel("environment steps per task" if against == "steps" else "minutes")
+    axes.set_ylabel("mean success over tasks")
+    axes.set_ylim(-0.02, 1.02)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    return figure
+
+
+def tasks_figure(curves: Sequence[Curve]) -> Figure:
+    """One small panel per task: success against steps, a line per run."""
+    names = curves[0].task_names
+    columns = 5
+    rows = -(-len(names) // columns)
+    figure = new_figure(2.3 * columns, 1.8 * rows)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for t, axes in enumerate(panels):
+        if t >= len(names):
+            axes.set_visible(False)
+            continue
+        for number, curve in enumerate(curves):
+            axes.plot(curve.steps, curve.success[:, t], color=f"C{number}", label=curve.label)
+        axes.set_title(names[t], fontsize=9)
+        axes.set_ylim(-0.05, 1.05)
+        axes.grid(alpha=0.3)
+    figure.supxlabel("environment steps per task")
+    figure.supylabel("success")
+    if len(curves) > 1:
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(curves)
+        )
     return figure

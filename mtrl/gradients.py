@@ -73,7 +73,9 @@ def per_task_gradients(loss: Loss, params: Parameters, *inputs: Any) -> tuple[Pa
     return rows, losses, aux
 
 
-def per_task_gradients_by_loop(loss: Loss, params: Parameters, *inputs: Any) -> tuple[Parameters, Tensor, Any]:
+def per_task_gradients_by_loop(
+    loss: Loss, params: Parameters, *inputs: Any
+) -> tuple[Parameters, Tensor, Any]:
     """The same by T backward passes over one graph: the classic way, kept to compare with."""
     losses, aux = over_tasks(loss, params, *inputs)
     shared, private = list(params.shared.values()), list(params.private.values())
@@ -111,9 +113,7 @@ def jacobian(rows: Rows) -> Tensor:
 def as_parameters(vector: Tensor, rows: Rows) -> dict[str, Tensor]:
     """A combination ``[P]`` cut up into the parameters that :func:`jacobian` put together."""
     parts = torch.split(vector, [row[0].numel() for row in rows.values()])
-    return {
-        name: part.view(row.shape[1:]) for (name, row), part in zip(rows.items(), parts, strict=True)
-    }
+    return {name: part.view(row.shape[1:]) for (name, row), part in zip(rows.items(), parts, strict=True)}
 
 
 def multitask_gradient(
@@ -162,7 +162,9 @@ def _scalarized(
     weights = optimizer.present_weights(losses.detach(), present)
     names, tensors = zip(*params.tensors(), strict=True)
     grads = dict(
-        zip(names, torch.autograd.grad((weights * losses).sum(), tensors, materialize_grads=True), strict=True)
+        zip(
+            names, torch.autograd.grad((weights * losses).sum(), tensors, materialize_grads=True), strict=True
+        )
     )
     gradient = Parameters({k: grads[k] for k in params.shared}, {k: grads[k] for k in params.private})
     losses, aux = losses.detach(), tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)

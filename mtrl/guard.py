@@ -67,7 +67,11 @@ class GuardCallback(TrainerCallback):
         agent = self.trainer.agent
         for network in ("critic", "actor"):
             self._require(metrics[f"{network}_finite"], f"{network}: a loss or gradient is not finite")
-        for network, params in (("critic", agent.critic), ("actor", agent.actor), ("temperature", agent.temperature)):
+        for network, params in (
+            ("critic", agent.critic),
+            ("actor", agent.actor),
+            ("temperature", agent.temperature),
+        ):
             total = torch.stack([p.detach().sum() for _, p in params.tensors()])
             if not total.isfinite().all():
                 self._diverged(f"{network}: a parameter is not finite")
@@ -80,7 +84,9 @@ class GuardCallback(TrainerCallback):
         nats = agent.action_dim * (abs(actor.log_std_min) + 3.0)
         reward = self.largest_reward.to(metrics["q"]) / metrics["reward_scale"]
         bound = VALUE_MARGIN * (reward + metrics["alpha"] * nats) / (1 - config.gamma)
-        self._require(metrics["q"].abs() <= bound, "critic: values are beyond what rewards and discount permit")
+        self._require(
+            metrics["q"].abs() <= bound, "critic: values are beyond what rewards and discount permit"
+        )
 
     def _watch_entropy(self, metrics: dict[str, Any]) -> None:
         agent = self.trainer.agent
@@ -94,7 +100,9 @@ class GuardCallback(TrainerCallback):
             return
         self.seen_update = metrics.get("conflict_update", -1)
         for network in ("critic", "actor"):
-            for name, norm in zip(self.task_names, metrics[f"conflict_{network}"].norms.tolist(), strict=True):
+            for name, norm in zip(
+                self.task_names, metrics[f"conflict_{network}"].norms.tolist(), strict=True
+            ):
                 key = f"{network}: the gradient of {name} is zero"
                 self.zero_gradients[key] = self.zero_gradients.get(key, 0) + 1 if norm == 0 else 0
                 if self.zero_gradients[key] >= ZERO_MEASUREMENTS:

@@ -9,6 +9,7 @@ Shapes: B rows, D numbers per observation, A per action, T tasks, N critics.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
@@ -42,7 +43,7 @@ class MLP(nn.Module):
         super().__init__()
         self.dtype = dtype
         widths = [in_dim, *config.hidden]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(b) for b in config.hidden) if config.layer_norm else None
         self.output = nn.Linear(widths[-1], out_dim)
         self.activation = ACTIVATIONS[config.activation]
@@ -196,7 +197,8 @@ class Parameters(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Parameters:
         return Parameters(
-            {k: function(v) for k, v in self.shared.items()}, {k: function(v) for k, v in self.private.items()}
+            {k: function(v) for k, v in self.shared.items()},
+            {k: function(v) for k, v in self.private.items()},
         )
 
     def detach(self) -> Parameters:

@@ -7,6 +7,7 @@ alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -113,6 +114,8 @@ class Policy:
             "info": self.info,
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.parameters.tensors()}
+        metadata = json.loads(json.dumps(metadata))  # as it will be read
+        metadata["sha256"] = checksum(metadata, tensors)
         content: bytes = save(tensors, {"mtrl": json.dumps(metadata, sort_keys=True)})
         return content
 
@@ -122,6 +125,14 @@ class Policy:
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_bytes(self.to_bytes())
         temporary.replace(path)
+
+
+def checksum(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Of all that a file tells: a bit that flipped in a weight or a name is noticed."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
@@ -149,17 +160,26 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
 
 
 def _from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
+    expected_sum = meta.pop("sha256", None)  # files of before it was written have none
+    if expected_sum is not None and expected_sum != checksum(meta, tensors):
+        raise ValueError("the content does not match its checksum")
     if meta["format"] != FORMAT:
         raise ValueError(f"format {meta['format']!r}, this version reads {FORMAT!r}")
     names, obs_dim, action_dim = meta["task_names"], int(meta["obs_dim"]), int(meta["action_dim"])
     task_input: TaskInput = meta["task_input"]
     with torch.device("meta"):
         actor = Actor(
-            obs_dim, action_dim, len(names), ActorConfig(**meta["actor"]), task_input, int(meta["embedding_dim"])
+            obs_dim,
+            action_dim,
+            len(names),
+            ActorConfig(**meta["actor"]),
+            task_input,
+            int(meta["embedding_dim"]),
         )
     private = actor.private
     expected = {
-        name: (len(names), *p.shape) if name in private else tuple(p.shape) for name, p in actor.named_parameters()
+        name: (len(names), *p.shape) if name in private else tuple(p.shape)
+        for name, p in actor.named_parameters()
     }
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if expected != found:
@@ -169,6 +189,7 @@ def _from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
     if bad:
         raise ValueError(f"non-finite numbers in {', '.join(bad)}")
     parameters = Parameters(
-        {k: v for k, v in tensors.items() if k not in private}, {k: v for k, v in tensors.items() if k in private}
+        {k: v for k, v in tensors.items() if k not in private},
+        {k: v for k, v in tensors.items() if k in private},
     )
     return Policy(actor, parameters, names, obs_dim, action_dim, meta.get("info"))

@@ -66,7 +66,8 @@ class TaskReplay:
             )
         # zeros are given by the system page by page, as rows are written
         self.data = {
-            name: torch.zeros(num_tasks, capacity, width, device=self.device) for name, width in widths.items()
+            name: torch.zeros(num_tasks, capacity, width, device=self.device)
+            for name, width in widths.items()
         }
         self.added = 0
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -77,12 +78,22 @@ class TaskReplay:
         """Transitions kept per task."""
         return min(self.added, self.capacity)
 
-    def add(self, obs: Tensor, actions: Tensor, rewards: Tensor, next_obs: Tensor, terminated: Tensor) -> None:
+    def add(
+        self, obs: Tensor, actions: Tensor, rewards: Tensor, next_obs: Tensor, terminated: Tensor
+    ) -> None:
         """One transition of every task: ``[T, D]``, ``[T, A]``, ``[T]``, ``[T, D]``, ``[T]``."""
-        new = {"obs": obs, "actions": actions, "rewards": rewards, "next_obs": next_obs, "terminated": terminated}
+        new = {
+            "obs": obs,
+            "actions": actions,
+            "rewards": rewards,
+            "next_obs": next_obs,
+            "terminated": terminated,
+        }
         for name, value in new.items():
             column = self.data[name]
-            column[:, self.added % self.capacity] = value.to(self.device, column.dtype).view(self.num_tasks, -1)
+            column[:, self.added % self.capacity] = value.to(self.device, column.dtype).view(
+                self.num_tasks, -1
+            )
         self.added += 1
 
     def sample(self, batch_size: int) -> Batch:

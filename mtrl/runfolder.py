@@ -151,9 +151,13 @@ class CsvWriter(KVWriter):
             with path.open(newline="") as file:
                 self.columns = next(csv.reader(file), [])
 
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+    def write(
+        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
+    ) -> None:
         row = {"timesteps": step} | {
-            k: v for k, v in key_values.items() if isinstance(v, (int, float)) and "csv" not in (key_excluded[k] or ())
+            k: v
+            for k, v in key_values.items()
+            if isinstance(v, (int, float)) and "csv" not in (key_excluded[k] or ())
         }
         new = [k for k in row if k not in self.columns]
         if new:

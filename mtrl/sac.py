@@ -123,7 +123,9 @@ class MTSAC:
         self.one_hot = torch.eye(T, device=device)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.target_entropy = (
-            -float(action_dim) if config.temperature.target_entropy is None else config.temperature.target_entropy
+            -float(action_dim)
+            if config.temperature.target_entropy is None
+            else config.temperature.target_entropy
         )
 
         task = (config.task_input, config.embedding_dim)
@@ -157,10 +159,12 @@ class MTSAC:
             return make_optimizer(name, num_tasks=T, seed=seed + stream, **chosen)
 
         critic_method = method(optimizer, 0)
+        of_any_sign = "unitary" if critic_method.critic_only else optimizer
+        combine = config.temperature.combine and config.temperature.shared  # nothing else is to combine
         self.methods = {
             "critic": critic_method,
-            "actor": method("unitary" if critic_method.critic_only else optimizer, 1),
-            "temperature": method(optimizer if config.temperature.combine else "unitary", 2),
+            "actor": method(of_any_sign, 1),
+            "temperature": method(of_any_sign if combine else "unitary", 2),
         }
         self.steps = {
             "critic": make_adam(self.critic, config.critic),
@@ -179,9 +183,7 @@ class MTSAC:
 
     def act(self, observations: Tensor) -> Tensor:
         """Exploring actions ``[T, A]`` for ``[T, D + T]``, with the agent's own generator."""
-        noise = torch.randn(
-            len(observations), self.action_dim, generator=self.generator, device=self.device
-        )
+        noise = torch.randn(len(observations), self.action_dim, generator=self.generator, device=self.device)
         return self.policy.act(observations.to(self.device), noise)
 
     def random_actions(self) -> Tensor:
@@ -190,7 +192,11 @@ class MTSAC:
         return torch.rand(shape, generator=self.generator, device=self.device) * 2 - 1
 
     def predict(
-        self, observation: npt.NDArray[Any], state: Any = None, episode_start: Any = None, deterministic: bool = True
+        self,
+        observation: npt.NDArray[Any],
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
     ) -> tuple[npt.NDArray[Any], Any]:
         """Stable-Baselines3's ``predict`` (see :meth:`Policy.predict`)."""
         return self.policy.predict(observation, state, episode_start, deterministic)
@@ -240,7 +246,10 @@ class MTSAC:
         )  # fmt: skip
         actor = self._step(
             "actor", partial(actor_loss, nets=self.nets), self.actor, self.config.actor,
-            (self.critic.detach(), alpha, self.one_hot, batch, noise.action, noise.actor_masks, noise.actor_critic_masks),
+            (
+                self.critic.detach(), alpha, self.one_hot, batch,
+                noise.action, noise.actor_masks, noise.actor_critic_masks,
+            ),
             present, diagnose, metrics,
         )  # fmt: skip
         temperature = partial(

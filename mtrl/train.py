@@ -129,7 +129,11 @@ class Trainer:
         self.envs.set_state(with_arrays(state["envs"]))  # type: ignore[attr-defined]
 
     def predict(
-        self, observation: npt.NDArray[Any], state: Any = None, episode_start: Any = None, deterministic: bool = True
+        self,
+        observation: npt.NDArray[Any],
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
     ) -> tuple[npt.NDArray[Any], Any]:
         return self.agent.predict(observation, state, episode_start, deterministic)
 

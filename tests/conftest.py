@@ -20,6 +20,11 @@ torch.set_num_threads(1)
 OBS, ACT = 3, 2  # D and A of the agents and batches here
 
 
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def make_agent() -> Callable[..., MTSAC]:
     """A small agent; ``actor``, ``critic`` and ``temperature`` are dicts of what differs."""

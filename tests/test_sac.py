@@ -379,6 +379,8 @@ def test_combining_temperatures_works_with_every_kind_of_method(make_agent, make
     agent = make_agent(optimizer=optimizer, temperature={"shared": shared, "combine": True})
     agent.update(make_batch())
     assert agent.alpha.isfinite().all()
+    combines = shared and optimizer != "famo"  # whose losses must be positive
+    assert type(agent.methods["temperature"]) is OPTIMIZERS[optimizer if combines else "unitary"]
     if not shared:  # private: no method combines them
         torch.testing.assert_close(
             agent.alpha.log() - math.log(0.1), torch.full((3,), -3e-4), rtol=1e-2, atol=0
@@ -579,6 +581,6 @@ def test_the_minimum_over_the_ensemble_is_taken_row_by_row(make_agent, make_batc
     action, _ = squashed_sample(*gaussian, noise)
     q = functional_call(agent.nets.critic, agent.target.merged(), (batch.next_obs, action, task))
     assert q.shape == (4, 50)
-    assert len(q.argmin(0).unique()) == 4  # every critic is the smallest somewhere
+    assert len(q.argmin(0).unique()) > 1  # not one critic is the smallest everywhere
     expected = batch.rewards + (1 - batch.terminated) * q.min(dim=0).values
     torch.testing.assert_close(target, expected)

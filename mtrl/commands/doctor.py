@@ -27,15 +27,29 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(threads)
     console.print(f"machine    {platform.platform()}, {cores} cores, this process may use {threads}")
     console.print(f"memory     {free_memory(torch.device('cpu')) / 1e9:.1f} GB free")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu (no CUDA device is visible to torch)"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else "cpu (no CUDA device is visible to torch)"
+    )
     console.print(f"device     {device}")
     console.print(
         f"matrices   {gflops(torch.float32):.0f} GFLOP/s fp32, {gflops(torch.bfloat16):.0f} GFLOP/s bf16 "
         f"({SIZE}³, cpu, {threads} thread(s))"
     )
     checks: list[tuple[str, Callable[[], str], str, bool]] = [
-        ("metaworld", step_metaworld, "reinstall with `pip install -e .`; unset MUJOCO_GL if mujoco fails to import", True),
-        ("rendering", render, "only videos need it: MUJOCO_GL=egl with a GPU, MUJOCO_GL=osmesa with libosmesa6", False),
+        (
+            "metaworld",
+            step_metaworld,
+            "reinstall with `pip install -e .`; unset MUJOCO_GL if mujoco fails to import",
+            True,
+        ),
+        (
+            "rendering",
+            render,
+            "only videos need it: MUJOCO_GL=egl with a GPU, MUJOCO_GL=osmesa with libosmesa6",
+            False,
+        ),
         ("runs/", write_runs, "start mtrl in a folder that you may write to, or give --run_dir", True),
     ]
     healthy = True
@@ -45,7 +59,9 @@ def main(arguments: list[str]) -> int:
         except Exception as error:  # whatever is wrong with the machine is the report
             healthy = healthy and not needed
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            console.print(f"{name:10} {'WRONG' if needed else 'not available'}: {reason}\n{'':10} -> {remedy}")
+            console.print(
+                f"{name:10} {'WRONG' if needed else 'not available'}: {reason}\n{'':10} -> {remedy}"
+            )
     return 0 if healthy else 1
 
 
@@ -70,7 +86,8 @@ def step_metaworld() -> str:
         envs.step(envs.action_space.sample()[None])
     finally:
         envs.close()
-    return f"reach-v3 built, reset and stepped in {time.perf_counter() - start:.1f} s, observations {observations.shape}"
+    seconds = time.perf_counter() - start
+    return f"reach-v3 built, reset and stepped in {seconds:.1f} s, observations {observations.shape}"
 
 
 def render() -> str:

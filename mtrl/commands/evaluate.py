@@ -20,8 +20,12 @@ from mtrl.runfolder import RunFolder
 def main(arguments: list[str]) -> int:
     parser = Parser(prog="mtrl evaluate", description=__doc__)
     parser.add_argument("run", type=str, help="a run's folder, or a policy file")
-    parser.add_argument("--checkpoint", choices=["best", "last"], default="last", help="which policy of a run")
-    parser.add_argument("--episodes", type=int, help="per task; default: every goal of the run's protocol once")
+    parser.add_argument(
+        "--checkpoint", choices=["best", "last"], default="last", help="which policy of a run"
+    )
+    parser.add_argument(
+        "--episodes", type=int, help="per task; default: every goal of the run's protocol once"
+    )
     parser.add_argument("--json", type=str, help="write the scores to this file, or - for standard output")
     parser.add_argument("--seed", type=int, help="draw other goals than the run's")
     parser.add_argument("--workers", type=str, default="auto", help="processes; 0 is in process")
@@ -67,7 +71,9 @@ def main(arguments: list[str]) -> int:
     console = Console()
     console.print(scores_table(scores, title))
     if goals == 1:
-        console.print("Goals are fixed and the policy is deterministic: one episode per task is exact, so there is no interval.")
+        console.print(
+            "Goals are fixed and the policy is deterministic: one episode per task is exact, so there is no interval."
+        )
     return 0
 
 

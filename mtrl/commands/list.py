@@ -33,7 +33,11 @@ def configs(console: Console) -> None:
 
 
 def suites(console: Console) -> None:
-    table = Table("suite", "tasks", title="suites: --protocol.suite NAME, or one task's name, or custom with --protocol.tasks")
+    table = Table(
+        "suite",
+        "tasks",
+        title="suites: --protocol.suite NAME, or one task's name, or custom with --protocol.tasks",
+    )
     for name, names in SUITES.items():
         table.add_row(name, f"{len(names)}: " + ", ".join(names if len(names) <= 10 else [*names[:3], "…"]))
     console.print(table)
@@ -45,7 +49,14 @@ def tasks(console: Console) -> None:
 
 
 def optimizers(console: Console) -> None:
-    table = Table("name", "kind", "formula", "options", "paper", title="optimizers: --optimizer.name NAME --optimizer.options.KEY VALUE")
+    table = Table(
+        "name",
+        "kind",
+        "formula",
+        "options",
+        "paper",
+        title="optimizers: --optimizer.name NAME --optimizer.options.KEY VALUE",
+    )
     for name in OPTIMIZERS:
         info = describe(name)
         options = ", ".join(f"{key}={value}" for key, value in info.options.items())

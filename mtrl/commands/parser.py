@@ -29,7 +29,9 @@ class Parser(ArgumentParser):  # type: ignore[misc]
 def one_line(message: str) -> str:
     """jsonargparse's several lines as one: key, what it expected, what it got."""
     lines = [line.strip(" -") for line in message.replace('Parser key "', '"').splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("Given value type", "Errors", "Subtypes"))]
+    lines = [
+        line for line in lines if line and not line.startswith(("Given value type", "Errors", "Subtypes"))
+    ]
     text = re.sub(r"<class '(\w+)'>", r"\1", "; ".join(lines))
     return re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text.replace(":; ", ": "))
 

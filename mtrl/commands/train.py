@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import yaml
 from rich.console import Console
 from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
 
 from envs import Protocol, SuiteError, make_suite
 from envs.vec import SuiteVecEnv
 from mtrl.callbacks import (
-    CheckpointCallback, ConflictCallback, EvaluationCallback, LogCallback, ProgressCallback, TrainerCallback,
+    CheckpointCallback,
+    ConflictCallback,
+    EvaluationCallback,
+    LogCallback,
+    ProgressCallback,
+    TrainerCallback,
 )  # fmt: skip
 from mtrl.checkpoint import CheckpointError, generators_state, set_generators_state, with_arrays, write_synced
-from mtrl.commands.parser import Request, changed_settings, one_line, parse_train
+from mtrl.commands.parser import Request, changed_settings, flat_items, one_line, parse_train
 from mtrl.commands.tables import scores_table
 from mtrl.config import ConfigError, TrainConfig
 from mtrl.conflict import Conflict
@@ -142,7 +147,8 @@ class Session:
             self.trainer.logger = run.logger()
             replay = self.trainer.replay_buffer.nbytes / 1e9
             print(
-                f"{len(names)} tasks ({self.protocol.name}), {self.config.optimizer.name}, {self.trainer.agent.device}, "
+                f"{len(names)} tasks ({self.protocol.name}), {self.config.optimizer.name}, "
+                f"{self.trainer.agent.device}, "
                 f"{torch.get_num_threads()} thread(s), replay up to {replay:.2f} GB -> {run.path}",
                 flush=True,
             )
@@ -159,7 +165,11 @@ class Session:
             reason = one_line(str(error))
             self._try_to_mark(f"FAILED {reason}")
             step = run.checkpoints.newest_step()
-            there = f"the newest checkpoint is of step {step} per task" if step is not None else "there is no checkpoint"
+            there = (
+                f"the newest checkpoint is of step {step} per task"
+                if step is not None
+                else "there is no checkpoint"
+            )
             print(f"mtrl: {reason}; {there}: the same command goes on from it", file=sys.stderr)
             return FAILED
         except BaseException as error:
@@ -184,7 +194,9 @@ class Session:
 
     def _restore(self, changes: list[str]) -> None:
         """Go on from the newest complete checkpoint; without any, from the start."""
-        state = self.run.checkpoints.load(self.trainer.replay_buffer, warn=lambda text: print(f"mtrl: {text}", file=sys.stderr))
+        state = self.run.checkpoints.load(
+            self.trainer.replay_buffer, warn=lambda text: print(f"mtrl: {text}", file=sys.stderr)
+        )
         if state is None:
             self.run.clear()
         else:
@@ -196,7 +208,10 @@ class Session:
             self.run.rewind(state["positions"])
             step = self.trainer.num_timesteps // len(self.protocol.task_names)
             print(f"going on from step {step} per task")
-            self.run.note("resumed", {"steps_per_task": step, "changes": changes, **describe_run({}, self.trainer.agent.device)})
+            self.run.note(
+                "resumed",
+                {"steps_per_task": step, "changes": changes, **describe_run({}, self.trainer.agent.device)},
+            )
         if changes:
             write_synced(self.run.config, self.request.text.encode())
         self.run.mark("RUNNING")
@@ -209,7 +224,7 @@ class Session:
         if received is None:
             self.guard.check_now()
             self.save()
-            write_hparams(self.trainer, self.config, self.protocol, scores)
+            write_hparams(self.trainer, self.request.text, scores)
         self.trainer.logger.close()
         self.console.print(scores_table(scores, f"success at {steps} steps per task"))
         if received is not None:
@@ -239,17 +254,14 @@ class Session:
             self.run.mark(status)
 
 
-def write_hparams(trainer: Trainer, config: TrainConfig, protocol: Protocol, scores: Scores) -> None:
-    """One row of TensorBoard's HPARAMS table."""
-    agent = asdict(config.agent)
-    flat: dict[str, bool | str | float | None] = {
-        "optimizer": config.optimizer.name, "protocol": protocol.name, "seed": config.seed,
-        "batch_size": config.replay.batch_size, "gamma": config.agent.gamma,
-        "task_input": config.agent.task_input, "reward_scale": config.agent.reward_scale,
-        **{f"{net}.{key}": str(agent[net][key]) for net in ("actor", "critic") for key in ("hidden", "layer_norm", "weight_decay", "learning_rate")},
-    }  # fmt: skip
-    trainer.logger.record("hparams", HParam(flat, {"eval/success_rate": scores.mean_success}), exclude=("csv",))
-    trainer.logger.record("eval/success_rate", scores.mean_success, exclude=("csv",))
+def write_hparams(trainer: Trainer, settings: str, scores: Scores) -> None:
+    """One row of TensorBoard's HPARAMS table: every setting of the resolved config."""
+    flat = {
+        key: value if isinstance(value, (bool, str, int, float)) else str(value)
+        for key, value in flat_items(yaml.safe_load(settings))
+    }
+    metrics = {"eval/success_rate": scores.mean_success}
+    trainer.logger.record("hparams", HParam(flat, metrics), exclude=("csv",))
     trainer.dump_logs()
 
 

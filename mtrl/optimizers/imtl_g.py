@@ -13,8 +13,8 @@ BALANCE = 1e-6  # smallest |sum| of the weights, relative to the sum of their si
 class IMTLG(HostSolver):
     """Weights summing to 1 for which d has the same product with every task's *unit* gradient.
 
-    Liu et al. 2021 (ICLR), section 3.1. With norms n and cosines C the condition reads ``C (n ∘ w) =
-    const``, so w is ``C⁻¹ 1 / n`` divided by its sum: one symmetric solve instead of the paper's system in T − 1 unknowns.
+    Liu et al. 2021 (ICLR), section 3.1. With norms n and cosines C the condition reads ``C (n ∘ w) = const``, so
+    w is ``C⁻¹ 1 / n`` divided by its sum: one symmetric solve instead of the paper's system in T − 1 unknowns.
     Weights may be negative, and large where their sum is nearly zero: the projections can then be equal *and
     negative*, and the step ascends every task.
 

@@ -13,8 +13,8 @@ from mtrl.optimizers.simplex import minimise_norm
 class MGDA(HostSolver):
     """The point of smallest norm in the convex hull of the task gradients: weights ≥ 0 that sum to 1.
 
-    Désidéri 2012; Sener & Koltun 2018, section 3.1. It never conflicts: its product with every task's gradient
-    is at least its own square. It follows the *small* gradients, and is zero where some combination is (a
+    Désidéri 2012; Sener & Koltun 2018, section 3.1. It never conflicts: its product with every task's
+    gradient is at least its own square. It follows the *small* gradients, and is zero where some combination is (a
     zero gradient, opposite ones): no direction improves all tasks there. Solved exactly, where the published
     codes run Frank-Wolfe or 250 iterations of projected gradient.
 

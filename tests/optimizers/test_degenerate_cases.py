@@ -158,6 +158,22 @@ def test_inside_an_update_nan_neither_raises_nor_hangs_nor_hides(name: str, opti
         assert (weights @ jacobian).isnan().any()
 
 
+def test_gradvac_learns_nothing_from_a_gradient_that_it_has_cancelled() -> None:
+    # with target 0, the first of g and −g takes all of g away; the third task then meets nothing
+    jacobian = torch.tensor([[1.0], [-1.0], [-1.0]])
+    optimizer = make_optimizer("gradvac", 3)
+    for _ in range(5):
+        optimizer.combine(jacobian)
+    assert optimizer.targets.isfinite().all()
+
+
+def test_aligned_mtl_takes_rounding_for_no_direction() -> None:
+    # ten identical gradients, products rounded to 1e-7: one direction, so the result is that gradient
+    noise = torch.randn(10, 10, generator=torch.Generator().manual_seed(0)) * 1e-7
+    weights = make_optimizer("aligned_mtl", 10).weights(torch.ones(10, 10) + noise + noise.T)
+    assert weights.tolist() == pytest.approx([0.1] * 10, abs=1e-5)
+
+
 def test_gradvac_does_not_learn_a_nan() -> None:
     optimizer = make_optimizer("gradvac", 2)
     optimizer.weights(torch.full((2, 2), torch.nan))

@@ -1,0 +1,67 @@
+"""``mtrl compare``: several runs' success, with intervals over seeds, as a table, JSON and figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mtrl.commands.parser import Parser
+from mtrl.commands.tables import interval
+from mtrl.compare import STATISTICS, group, read_curve, summarise, warnings
+from mtrl.config import ConfigError
+from mtrl.figures import curves_figure, tasks_figure
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(prog="mtrl compare", description=__doc__)
+    parser.add_argument(
+        "runs", nargs="+", type=str, help="run folders; those beside each other are seeds of one label"
+    )
+    parser.add_argument(
+        "--json", type=str, help="write the statistics to this file, or - for standard output"
+    )
+    parser.add_argument("--figure", type=str, help="draw mean success to this file (.png, .pdf, .svg)")
+    parser.add_argument("--tasks_figure", type=str, help="draw every task's success to this file")
+    parser.add_argument(
+        "--against", choices=["steps", "minutes"], default="steps", help="the figure's x axis"
+    )
+    args = parser.parse_args(arguments)
+    curves = [read_curve(path) for path in args.runs]
+    groups = group(curves)
+    for text in warnings(curves):
+        print(f"mtrl: warning: {text}", file=sys.stderr)
+    try:
+        if args.figure:
+            curves_figure(groups, args.against).savefig(args.figure, dpi=130)
+        if args.tasks_figure:
+            tasks_figure([curve for curves in groups.values() for curve in curves]).savefig(
+                args.tasks_figure, dpi=110
+            )
+        summary = summarise(groups)
+        if args.json and args.json != "-":
+            Path(args.json).write_text(json.dumps(summary, indent=1) + "\n")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be written: {error}") from None
+    if args.json == "-":
+        print(json.dumps(summary, indent=1))
+        return 0
+    steps = min(curve.steps[-1] for curve in curves)
+    table = Table(
+        "label",
+        "seeds",
+        *STATISTICS,
+        "better than first",
+        title=f"mean success over tasks, up to {steps:.0f} steps per task",
+    )
+    for label, row in summary.items():
+        cells = [
+            f"{row[name]['mean']:.3f}" + (f" ({interval(row[name]['ci'])})" if row[name]["ci"] else "")
+            for name in STATISTICS
+        ]
+        table.add_row(label, str(len(row["runs"])), *cells, f"{row['improvement_over_first']:.2f}")
+    Console().print(table)
+    return 0

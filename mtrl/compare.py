@@ -1,0 +1,154 @@
+"""Statistics over several runs: groups of seeds, at equal steps and equally many evaluations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import mannwhitneyu, trim_mean
+
+from mtrl.config import ConfigError
+from mtrl.runfolder import RunFolder
+
+Array = npt.NDArray[np.float64]
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+STATISTICS = ("final", "last5", "best", "area")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The evaluations of one run, n of them.
+
+    Attributes:
+        steps: ``[n]`` environment steps per task.
+        minutes: ``[n]`` of training, evaluations included.
+        success: ``[n, T]`` by task.
+    """
+
+    label: str
+    path: Path
+    protocol: str
+    status: str
+    task_names: tuple[str, ...]
+    steps: Array
+    minutes: Array
+    success: Array
+
+    def until(self, steps: float) -> Curve:
+        """The evaluations up to a number of steps per task."""
+        n = int((self.steps <= steps).sum())
+        return Curve(
+            self.label, self.path, self.protocol, self.status, self.task_names,
+            self.steps[:n], self.minutes[:n], self.success[:n],
+        )  # fmt: skip
+
+    def statistics(self) -> dict[str, float]:
+        """One number per way to score a run's mean success over tasks.
+
+        ``final``: the last evaluation; ``last5``: the mean of the last five; ``best``: the best over time,
+        biased upwards by the number of looks; ``area``: mean over evaluations.
+        """
+        mean = self.success.mean(axis=1)
+        return {
+            "final": float(mean[-1]), "last5": float(mean[-5:].mean()),
+            "best": float(mean.max()), "area": float(mean.mean()),
+        }  # fmt: skip
+
+
+def read_curve(path: str | Path) -> Curve:
+    """A run folder's ``eval.jsonl``.
+
+    Raises:
+        ConfigError: no run, or one without an evaluation.
+    """
+    run = RunFolder(path)
+    try:
+        meta = json.loads(run.meta.read_text())
+        lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
+        tasks = tuple(lines[0]["tasks"])
+        return Curve(
+            label=run.path.resolve().parent.name if run.path.name.startswith("seed") else run.path.name,
+            path=run.path,
+            protocol=meta["protocol"]["name"],
+            status=run.status,
+            task_names=tasks,
+            steps=np.array([line["steps_per_task"] for line in lines], dtype=float),
+            minutes=np.array([line["seconds"] / 60 for line in lines]),
+            success=np.array([[line["tasks"][name]["success"] for name in tasks] for line in lines]),
+        )
+    except OSError as error:
+        raise ConfigError(f"run: {path} is no run's folder ({error.strerror}: {error.filename})") from None
+    except (ValueError, KeyError, IndexError, TypeError):
+        raise ConfigError(f"run: {path} has no evaluation that can be read") from None
+
+
+def group(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+    """Runs by label, cut to the steps that the shortest reached: as many looks for all."""
+    shared = min(curve.steps[-1] for curve in curves)
+    groups: dict[str, list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault(curve.label, []).append(curve.until(shared))
+    return groups
+
+
+def warnings(curves: Sequence[Curve]) -> list[str]:
+    """What makes these runs hard to compare."""
+    found = []
+    if len(protocols := sorted({curve.protocol for curve in curves})) > 1:
+        found.append(f"the runs follow different protocols: {', '.join(protocols)}")
+    if len({curve.task_names for curve in curves}) > 1:
+        found.append("the runs have different tasks")
+    found += [f"{c.path} is marked {c.status}" for c in curves if not c.status.startswith("DONE")]
+    return found
+
+
+def interquartile_mean(values: Array) -> float:
+    """Mean of the middle half (Agarwal et al. 2021, arXiv 2108.13264)."""
+    return float(trim_mean(values, 0.25))
+
+
+def bootstrap_interval(values: Array, seed: int = 0) -> list[float] | None:
+    """95 % percentile bootstrap of the mean over runs ``[n]``; None for a single run."""
+    if len(values) < 2:
+        return None
+    drawn = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values))).mean(axis=1)
+    tail = (1 - CONFIDENCE) / 2
+    return [float(q) for q in np.quantile(drawn, [tail, 1 - tail])]
+
+
+def probability_of_improvement(a: Array, b: Array) -> float:
+    """P(a run of ``a`` scores above a run of ``b``), ties half: Mann–Whitney's U over the pairs."""
+    return float(mannwhitneyu(a, b).statistic / (len(a) * len(b)))
+
+
+def summarise(groups: Mapping[str, Sequence[Curve]]) -> dict[str, Any]:
+    """For each group: seeds, steps, every statistic with mean, IQM and interval, per-task last-five success,
+    and the probability of improvement over the first group. JSON-able.
+    """
+    table: dict[str, Any] = {}
+    first: Array | None = None
+    for label, curves in groups.items():
+        scores = {name: np.array([c.statistics()[name] for c in curves]) for name in STATISTICS}
+        first = scores["last5"] if first is None else first
+        table[label] = {
+            "runs": [str(c.path) for c in curves],
+            "steps_per_task": float(curves[0].steps[-1]),
+            "minutes": float(np.mean([c.minutes[-1] for c in curves])),
+            "protocol": curves[0].protocol,
+            **{
+                name: {"mean": float(v.mean()), "iqm": interquartile_mean(v), "ci": bootstrap_interval(v)}
+                for name, v in scores.items()
+            },
+            "improvement_over_first": probability_of_improvement(scores["last5"], first),
+            "tasks": {
+                name: float(np.mean([c.success[-5:, t].mean() for c in curves]))
+                for t, name in enumerate(curves[0].task_names)
+            },
+        }
+    return table

@@ -1,0 +1,234 @@
+"""Per-task gradients: the order of mean and gradient, private parameters, absent tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrl.gradients import (
+    Loss,
+    as_parameters,
+    gramian,
+    jacobian,
+    multitask_gradient,
+    per_task_gradients,
+    per_task_gradients_by_loop,
+    recombine,
+    task_share,
+)
+from mtrl.networks import Parameters
+from mtrl.optimizers import make_optimizer
+from mtrl.sac import actor_loss, critic_loss
+
+T, B = 3, 5
+TASK_INPUTS = ["one_hot", "embedding", "heads", "none"]
+close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-12)
+
+
+class Case(NamedTuple):
+    """A one-task loss of the agent, with its arguments, in float64."""
+
+    loss: Loss
+    params: Parameters
+    inputs: tuple[Any, ...]
+
+
+def double(x: Any) -> Any:
+    if isinstance(x, Parameters):
+        return x.map(lambda p: p.detach().double().requires_grad_())
+    if isinstance(x, Tensor):
+        return x.detach().double()
+    return (
+        type(x)(*map(double, x))
+        if hasattr(x, "_fields")
+        else tuple(map(double, x))
+        if x is not None
+        else None
+    )
+
+
+@pytest.fixture
+def case(make_agent, make_batch) -> Callable[..., Case]:
+    def make(network: str, task_input: str, stabilised: bool = True, weight: Tensor | None = None) -> Case:
+        own = {"layer_norm": stabilised, "dropout": 0.3 if stabilised else 0.0, "init": "torch"}
+        agent = make_agent(T, task_input=task_input, actor=own, critic=own, embedding_dim=4)
+        batch, noise = make_batch(T, B)._replace(weight=weight), agent.draw_noise(B)
+        if network == "critic":
+            loss = partial(critic_loss, nets=agent.nets)
+            inputs = (agent.one_hot, batch, torch.randn(T, B), noise.critic_masks)
+        else:
+            loss = partial(actor_loss, nets=agent.nets)
+            masks = (noise.actor_masks, noise.actor_critic_masks)
+            inputs = (agent.critic, torch.rand(T), agent.one_hot, batch, noise.action, *masks)
+        batch_index = 1 if network == "critic" else 3
+        doubled = [
+            double(x) if i != batch_index else type(x)(*map(double_or_none, x)) for i, x in enumerate(inputs)
+        ]
+        return Case(loss, double(getattr(agent, network)), tuple(doubled))
+
+    return make
+
+
+def double_or_none(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.double()
+
+
+def assert_parameters_close(first: Parameters, second: Parameters) -> None:
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            close(one[name], other[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("stabilised", [False, True], ids=["plain", "layer_norm+dropout"])
+@pytest.mark.parametrize("task_input", TASK_INPUTS)
+@pytest.mark.parametrize("network", ["critic", "actor"])
+def test_vmap_of_grad_equals_t_backward_passes_equals_each_task_alone(case, network, task_input, stabilised):
+    loss, params, inputs = case(network, task_input, stabilised)
+    rows, losses, aux = per_task_gradients(loss, params, *inputs)
+    looped, looped_losses, looped_aux = per_task_gradients_by_loop(loss, params, *inputs)
+    assert_parameters_close(rows, looped)
+    close(losses, looped_losses)
+    close(aux, looped_aux)
+    assert losses.dtype == torch.float64
+    assert bool(rows.private) == (task_input in ("embedding", "heads"))
+
+    def one(x: Any, t: int) -> Any:
+        if isinstance(x, Parameters):
+            return Parameters(x.shared, {k: v[t] for k, v in x.private.items()})
+        if isinstance(x, Tensor):
+            return x[t]
+        if x is None:
+            return None
+        parts = [one(part, t) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+
+    for t in range(T):  # no vmap at all
+        value, _ = loss(one(params, t), *(one(x, t) for x in inputs))
+        close(value, losses[t])
+        tensors = dict(params.tensors())
+        grads = dict(
+            zip(
+                tensors,
+                torch.autograd.grad(value, list(tensors.values()), materialize_grads=True),
+                strict=True,
+            )
+        )
+        for name, row in rows.shared.items():
+            close(row[t], grads[name])
+        for name, row in rows.private.items():
+            close(row[t], grads[name][t])
+
+
+@pytest.mark.parametrize("task_input", TASK_INPUTS)
+@pytest.mark.parametrize("network", ["critic", "actor"])
+def test_the_scalarized_gradient_is_the_mean_of_the_tasks_gradients(case, network, task_input):
+    loss, params, inputs = case(network, task_input)
+    rows, losses, aux = per_task_gradients(loss, params, *inputs)
+    gradient = multitask_gradient(make_optimizer("unitary", T), loss, params, *inputs)
+    mean_of_rows = Parameters(
+        {k: row.mean(0) for k, row in rows.shared.items()}, {k: row / T for k, row in rows.private.items()}
+    )
+    assert_parameters_close(gradient.params, mean_of_rows)
+    close(gradient.losses, losses)
+    close(gradient.aux, aux)
+    assert gradient.finite.tolist() == [True] * T
+    assert not gradient.losses.requires_grad
+
+
+@pytest.mark.parametrize("name", ["pcgrad", "cagrad", "mgda", "graddrop"])
+@pytest.mark.parametrize("network", ["critic", "actor"])
+def test_a_gradient_method_combines_the_shared_rows_and_leaves_private_ones_their_own(case, network, name):
+    loss, params, inputs = case(network, "heads")
+    rows, _, _ = per_task_gradients(loss, params, *inputs)
+    gradient = multitask_gradient(make_optimizer(name, T, seed=3), loss, params, *inputs)
+    expected = make_optimizer(name, T, seed=3).combine(jacobian(rows.shared))
+    torch.testing.assert_close(
+        torch.cat([g.flatten() for g in gradient.params.shared.values()]), expected, rtol=1e-5, atol=1e-10
+    )
+    if name != "pcgrad":  # which is the mean where no two tasks conflict
+        assert not torch.allclose(expected, jacobian(rows.shared).mean(0), rtol=1e-3)
+    for key, row in rows.private.items():
+        close(gradient.params.private[key], row / T)
+    assert gradient.weights.isnan().all() == (name == "graddrop")
+
+
+def test_static_weights_scale_shared_and_private_gradients_alike(case):
+    loss, params, inputs = case("critic", "heads")
+    rows, _, _ = per_task_gradients(loss, params, *inputs)
+    method = make_optimizer("static", T, weights=[1.0, 2.0, 3.0])
+    gradient = multitask_gradient(method, loss, params, *inputs)
+    w = gradient.weights
+    assert_parameters_close(
+        gradient.params,
+        Parameters(
+            recombine(rows.shared, w),
+            {k: row * w.view(-1, *(1,) * (row.dim() - 1)) for k, row in rows.private.items()},
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", ["unitary", "mgda", "graddrop"])
+@pytest.mark.parametrize("network", ["critic", "actor"])
+def test_an_absent_task_is_left_out(case, network, name):
+    weight = torch.ones(T, B)
+    weight[1] = 0  # no row of task 1
+    weight[2, 2:] = 0
+    loss, params, inputs = case(network, "heads", weight=weight)
+    present = weight.any(dim=1)
+    gradient = multitask_gradient(make_optimizer(name, T, seed=3), loss, params, *inputs, present=present)
+    rows, losses, _ = per_task_gradients(loss, params, *inputs)
+    two = {k: row[[0, 2]] for k, row in rows.shared.items()}
+    if name == "unitary":
+        expected = {k: row.mean(0) for k, row in two.items()}  # the mean over the present
+        assert gradient.weights.tolist() == [0.5, 0, 0.5]
+    else:
+        expected = as_parameters(make_optimizer(name, 2, seed=3).combine(jacobian(two)), two)
+    for key, value in gradient.params.shared.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-10)
+    for key, value in gradient.params.private.items():
+        close(value[[0, 2]], rows.private[key][[0, 2]] / 2)
+        assert (value[1] == 0).all()
+    assert losses[1] == 0
+    assert gradient.losses[1] == 0
+
+
+def test_a_task_whose_loss_is_not_finite_is_flagged_and_no_other(case):
+    loss, params, inputs = case("critic", "one_hot")
+    inputs[2][1, 0] = torch.nan  # a target of task 1
+    for name in ("unitary", "pcgrad", "graddrop"):
+        gradient = multitask_gradient(make_optimizer(name, T), loss, params, *inputs)
+        assert gradient.finite.tolist() == [True, False, True], name
+
+
+def test_the_gramian_recombination_and_jacobian_agree_by_hand():
+    # J = [[1, 0 | 2], [−1, 1 | 0]]: JJᵀ = [[5, −1], [−1, 2]]; with weights (2, 1): (1, 1 | 4)
+    rows = {"a": torch.tensor([[[1.0, 0.0]], [[-1.0, 1.0]]]), "b": torch.tensor([[2.0], [0.0]])}
+    assert gramian(rows).tolist() == [[5, -1], [-1, 2]]
+    assert jacobian(rows).tolist() == [[1, 0, 2], [-1, 1, 0]]
+    combined = recombine(rows, torch.tensor([2.0, 1.0]))
+    assert combined["a"].tolist() == [[1, 1]]
+    assert combined["b"].tolist() == [4]
+    cut = as_parameters(torch.tensor([1.0, 1.0, 4.0]), rows)
+    assert all(torch.equal(cut[name], combined[name]) for name in rows)
+
+
+def test_a_tasks_share_is_one_over_the_number_of_present_tasks():
+    losses = torch.zeros(4)
+    assert task_share(losses, None).tolist() == [0.25] * 4
+    assert task_share(losses, torch.tensor([True, False, True, False])).tolist() == [0.5, 0, 0.5, 0]
+
+
+def test_float32_agrees_with_the_loop_as_far_as_float32_can(make_agent, make_batch):
+    agent, batch = make_agent(T, task_input="embedding", critic={"dropout": 0.2}), make_batch(T, B)
+    inputs = (agent.one_hot, batch, torch.randn(T, B), agent.draw_noise(B).critic_masks)
+    loss = partial(critic_loss, nets=agent.nets)
+    rows, *_ = per_task_gradients(loss, agent.critic, *inputs)
+    looped, *_ = per_task_gradients_by_loop(loss, agent.critic, *inputs)
+    for (_, one), (_, other) in zip(rows.tensors(), looped.tensors(), strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm() + 1e-7
