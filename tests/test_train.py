@@ -226,8 +226,14 @@ def test_its_progress_bar_is_told_every_step(make_trainer, monkeypatch):
 
 def test_several_callbacks_and_its_helpers_run_together(make_trainer):
     steps: list[int] = []
-    collect = sb3.ConvertCallback(lambda locals_, globals_: steps.append(len(locals_["infos"])))
-    make_trainer().learn(100, [sb3.EveryNTimesteps(25, collect), sb3.StopTrainingOnMaxEpisodes(9)])
+
+    def collect(locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
+        steps.append(len(locals_["infos"]))
+        return True
+
+    make_trainer().learn(
+        100, [sb3.EveryNTimesteps(25, sb3.ConvertCallback(collect)), sb3.StopTrainingOnMaxEpisodes(9)]
+    )
     assert steps == [5] * 4
 
 
