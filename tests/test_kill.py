@@ -9,13 +9,15 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
 from tiny_runs import POINT, train, train_in_child, written
 
 KILLS = 20
 INSIDE = range(0, KILLS, 4)  # kills that wait for a file that is being written
-ARGUMENTS = [*POINT, "--total_steps_per_task=200", "--checkpoint_every=0.0001", "--log_every=20"]
+ARGUMENTS = [*POINT, "--checkpoint_every=0.0001"]
 
 
+@pytest.mark.timeout(900)  # a minute, but for machines that do much else beside
 def test_a_run_killed_at_twenty_moments_always_ends_with_the_bytes_of_the_undisturbed_run(tmp_path):
     assert train(tmp_path / "whole", base=ARGUMENTS) == 0
     expected = written(tmp_path / "whole")
