@@ -71,7 +71,10 @@ class NetworkConfig:
         _check(all(width > 0 for width in self.hidden), "hidden", self.hidden, "a list of positive widths")
         _check(self.blocks >= 0, "blocks", self.blocks, ">= 0")
         _check(
-            self.blocks == 0 or len(self.hidden) > 0, "blocks", self.blocks, "0 where there is no hidden layer"
+            self.blocks == 0 or len(self.hidden) > 0,
+            "blocks",
+            self.blocks,
+            "0 where there is no hidden layer",
         )
         _check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")

@@ -44,7 +44,7 @@ class GuardCallback(TrainerCallback):
         self.warned: list[str] = []
 
     def _on_step(self) -> bool:
-        rewards = torch.as_tensor(self.locals["rewards"]).abs()
+        rewards = self.trainer.agent.rewards.on_store(torch.as_tensor(self.locals["rewards"])).abs()
         seen = self.largest_reward
         self.largest_reward = rewards if seen is None else torch.maximum(seen, rewards)
         return super()._on_step()

@@ -168,9 +168,7 @@ class Critic(TaskNetwork):
         """``obs [B, D]``, ``action [B, A]``, one-hot ``task [T]`` → ``[N, B]`` or ``[N, B, K]``."""
         x = self.with_task(torch.cat((obs, action), dim=-1), task)
         depth = len(self.config.widths) if masks else 0
-        outputs = torch.stack(
-            [net(x, masks[i * depth : (i + 1) * depth]) for i, net in enumerate(self.nets)]
-        )
+        outputs = torch.stack([net(x, masks[i * depth : (i + 1) * depth]) for i, net in enumerate(self.nets)])
         return outputs if self.categorical else outputs.squeeze(-1)
 
     def values(self, outputs: Tensor) -> Tensor:
