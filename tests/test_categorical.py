@@ -150,7 +150,7 @@ def test_the_distributional_target_of_the_minimum_is_the_smaller_critics():
 @pytest.mark.parametrize("loss", ["distributional", "two_hot", "hl_gauss", "squared"])
 @pytest.mark.parametrize("reduction", ["min", "mean"])
 def test_every_target_has_the_scalar_bellman_targets_mean(loss, reduction):
-    nets, critic = constant_critics(loss=loss, reduction=reduction, atoms=201, support=20.0)
+    nets, _ = constant_critics(loss=loss, reduction=reduction, atoms=201, support=20.0)
     wide = {}
     for i, value in enumerate((0.5, -1.0)):  # two-hot critics of these values, or the values themselves
         grid = torch.linspace(-20, 20, 201)

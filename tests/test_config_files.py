@@ -105,7 +105,8 @@ def test_explicit_fields_override_a_preset_wherever_they_stand(write):
     assert parse_train(["--config", path]).protocol == Protocol.named("brc", horizon=100)
     twin = path.replace("top", "twin")
     assert parse_train(["--config", twin]).protocol == Protocol.named("paper", horizon=100, reward="v2")
-    for arguments in (["--protocol.horizon", "90", "--protocol.preset=brc"], ["--protocol.preset=brc", "--protocol.horizon", "90"]):  # fmt: skip
+    preset, own = ["--protocol.preset=brc"], ["--protocol.horizon", "90"]
+    for arguments in (preset + own, own + preset):
         assert parse_train(arguments).protocol == Protocol.named("brc", horizon=90)
 
 
