@@ -12,6 +12,7 @@ from envs.point import POINT_TASKS
 
 METAWORLD_SUITES = ("mt10", "mt25", "mt50")
 METAWORLD_HORIZON = 500
+MOST_GOALS = 100_000
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -29,6 +30,14 @@ metaworld_plus: McLean et al. 2025 (arXiv 2505.11289); the final policy meets ea
 
 class SuiteError(ValueError):
     """A suite cannot be built, stepped or restored as asked; the message is one line fit for a user."""
+
+
+class NotFiniteError(SuiteError):
+    """A task returned a number that is not finite."""
+
+
+class WorkerDiedError(SuiteError):
+    """A worker process has died with its tasks."""
 
 
 @cache
@@ -93,7 +102,7 @@ class Protocol:
             raise SuiteError(f"suite: {self.suite!r} is not a name")
         _one_of("reward", self.reward, ("v1", "v2"))
         _one_of("goals", self.goals, ("random", "fixed"))
-        _whole("num_goals", self.num_goals, 1)
+        _whole("num_goals", self.num_goals, 1, MOST_GOALS)
         if self.goal_seed is not None:
             _whole("goal_seed", self.goal_seed, 0)
         if self.suite == "custom":

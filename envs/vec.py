@@ -26,8 +26,9 @@ class SuiteVecEnv(VecEnv):
     rewards `[T]` float32; dones `[T]` bool. All arrays are fresh. An episode that ends is reset in the same
     step: the observation is the next episode's first, the true last one is `info["terminal_observation"]`.
 
-    Raises `SuiteError` when the tasks' spaces differ, when a task returns a non-finite number, and when a
-    worker process has died; then `restart_workers` and `set_state` go on from the last known state.
+    Raises `SuiteError` when the tasks' spaces differ, `NotFiniteError` when a task returns a non-finite number,
+    `WorkerDiedError` when a worker process has died; then `restart_workers` and `set_state` go on from the last
+    known state.
     """
 
     def __init__(self, specs: Sequence[TaskSpec], *, protocol: Protocol | None, workers: int) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]
 
 from envs.group import Group
-from envs.protocol import SuiteError
+from envs.protocol import WorkerDiedError
 from envs.wrappers import TaskSpec
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -30,7 +30,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 class RemoteGroup:
     """A `Group` in a worker process of its own, with one thread.
 
-    Raises `SuiteError`, naming the tasks, from `receive` when the process has died.
+    Raises `WorkerDiedError`, naming the tasks, from `receive` when the process has died.
     """
 
     def __init__(self, specs: Sequence[TaskSpec]) -> None:
@@ -74,7 +74,7 @@ class RemoteGroup:
         except (EOFError, OSError):
             code = self._process.wait()
             tasks = ", ".join(self.task_names)
-            raise SuiteError(f"the worker process of {tasks} has died (exit code {code})") from None
+            raise WorkerDiedError(f"the worker process of {tasks} has died (exit code {code})") from None
         if error is not None:
             raise error
         return answer

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.protocol import SuiteError
+from envs.protocol import NotFiniteError, SuiteError
 
 Env = gym.Env[Any, Any]
 
@@ -47,7 +47,7 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
     Info of every step: `success` (now), `is_success` (so far in this episode), `goal` (index, -1 without
     goals); of the last step of an episode: `episode` with its return `r` and its length `l`.
 
-    Raises `SuiteError` when the env returns a non-finite observation or reward.
+    Raises `NotFiniteError` when the env returns a non-finite observation or reward.
     """
 
     def __init__(self, spec: TaskSpec) -> None:
@@ -118,7 +118,7 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         complete = self._complete(observation)
         reward = float(reward)
         if not math.isfinite(reward):
-            raise SuiteError(f"task {self.name}: the reward is {reward} at step {self._steps} of the episode")
+            raise NotFiniteError(f"task {self.name}: the reward is {reward} at step {self._steps} of the episode")
         self._return += reward
         info = dict(info)
         success = bool(info.get("success", info.get("is_success", False)))
@@ -182,5 +182,5 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         if not np.isfinite(complete).all():
             where = np.flatnonzero(~np.isfinite(complete)).tolist()
             step = f"step {self._steps} of the episode"
-            raise SuiteError(f"task {self.name}: the observation is not finite at index {where} at {step}")
+            raise NotFiniteError(f"task {self.name}: the observation is not finite at index {where} at {step}")
         return complete

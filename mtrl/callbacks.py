@@ -5,6 +5,7 @@ All are Stable-Baselines3 callbacks of a :class:`mtrl.train.Trainer`.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -80,6 +81,9 @@ class TrainerCallback(BaseCallback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`."""
+
+    def close(self) -> None:
+        """Give back what training took from the process, however training ended."""
 
 
 class LogCallback(TrainerCallback):
@@ -197,7 +201,7 @@ class ConflictCallback(TrainerCallback):
             self.record_tasks(f"conflict_{network}_norm", conflict.norms.tolist())
             self.on_conflict(self.steps_per_task, network, conflict)
             if with_picture:
-                figure = cosine_figure(conflict, self.task_names)
+                figure = cosine_figure({network: conflict.cosines.cpu().numpy()}, self.task_names)
                 self.logger.record(
                     f"conflict_{network}/cosines", Figure(figure, close=True), exclude=("csv",)
                 )
@@ -209,11 +213,13 @@ class ConflictCallback(TrainerCallback):
         return {"seen_update": self.seen_update, "next_picture": self.next_picture}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        self.seen_update, self.next_picture = state["seen_update"], state["next_picture"]
 
 
 class EvaluationCallback(TrainerCallback):
     """Evaluates on environments of its own, hands the scores on, keeps the best policy's file.
+
+    At the end of training too, but not where it is stopped before: who stops it may not wait.
 
     Args:
         envs: made for evaluation, one per task.
@@ -249,7 +255,8 @@ class EvaluationCallback(TrainerCallback):
         return True
 
     def _on_training_end(self) -> None:
-        if self.last is None or self.last[0] != self.steps_per_task:
+        ended = self.trainer.num_timesteps >= self.locals["total_timesteps"]
+        if ended and (self.last is None or self.last[0] != self.steps_per_task):
             self.due()
 
     def state_dict(self) -> dict[str, Any]:
@@ -268,13 +275,13 @@ class EvaluationCallback(TrainerCallback):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Saves every so many minutes, and stops cleanly with a checkpoint when the system asks.
+    """Saves at the start and every so many minutes, and stops with a checkpoint when the system asks.
 
-    The first SIGINT, SIGTERM or SIGUSR1 (pre-emption) ends the loop after the current step; a second
-    SIGINT is Python's own.
+    The first SIGINT, SIGTERM or SIGUSR1 (pre-emption) ends the loop after the current step; a SIGINT
+    after it is Python's own.
 
     Args:
-        minutes: between checkpoints, fractions allowed; 0 is only at the end.
+        minutes: between checkpoints, fractions allowed; 0 is only at the start and the end.
         save: writes one.
     """
 
@@ -286,13 +293,17 @@ class CheckpointCallback(TrainerCallback):
         self._last = 0.0
 
     def _on_training_start(self) -> None:
-        self._last = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._handle)
+        if self.trainer.num_timesteps == 0:
+            self.save()
+        self._last = time.monotonic()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # not print: a handler may run in the middle of one
+        os.write(2, f"\nmtrl: {self.received}: stopping after this step; Ctrl-C stops at once\n".encode())
 
     def due(self) -> bool:
         if self.received is not None:
@@ -303,9 +314,9 @@ class CheckpointCallback(TrainerCallback):
             self._last = time.monotonic()
         return True
 
-    def _on_training_end(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def close(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
 
 class ProgressCallback(TrainerCallback):
@@ -314,6 +325,7 @@ class ProgressCallback(TrainerCallback):
     def __init__(self, log: LogCallback, evaluation: EvaluationCallback) -> None:
         super().__init__()
         self.log, self.evaluation = log, evaluation
+        self.progress: Progress | None = None
 
     def _on_training_start(self) -> None:
         self.progress = Progress(
@@ -330,8 +342,10 @@ class ProgressCallback(TrainerCallback):
             status += f" · success {self.log.success_rate:.2f}"
         if self.evaluation.last is not None:
             status += f" · last evaluation {self.evaluation.last[1].mean_success:.2f}"
+        assert self.progress is not None
         self.progress.update(self.bar, completed=self.steps_per_task, status=status)
         return True
 
-    def _on_training_end(self) -> None:
-        self.progress.stop()
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()

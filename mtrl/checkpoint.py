@@ -3,23 +3,21 @@
 ::
 
     checkpoint/
-        manifest-<step>.json    names, sizes and checksums of the files below; written last
-        state-<step>.pt         all but the replay's rows
-        rows-<first>-<end>.safetensors   replay rows [first, end), counted since the start
+        manifest-<step>.json                    names, sizes and checksums of the files below; written last
+        state-<step>-<checksum>.safetensors     all but the replay's rows
+        rows-<first>-<end>.safetensors          replay rows [first, end), counted since the start
 
 A checkpoint is complete when its manifest is there and every file in it has its checksum. Files are
 written beside their place, synced and renamed. Replay rows are written once: a checkpoint adds only
 those that are new since the last. The two newest checkpoints are kept.
 
-Nothing is unpickled beyond ``torch.load(weights_only=True)``: loading executes no code.
+Every file is safetensors or JSON: loading executes no code. Sizes are compared before anything is read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -27,14 +25,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_rows
-from safetensors.torch import save as save_rows
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mtrl.files import write_synced
 from mtrl.replay import TaskReplay, free_memory
 
+FORMAT = "mtrl-checkpoint-1"
 KEPT = 2
-MOST_SEGMENTS = 64  # then the rows are written anew as one, so that files do not pile up
+MOST_SEGMENTS = 64  # then the rows are written anew, so that files do not pile up
+SEGMENT_BYTES = 2**27  # of one file of rows: what writing and loading need in memory beside the replay
+MANIFEST_BYTES = 2**22
 
 
 class CheckpointError(ValueError):
@@ -51,13 +53,14 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._segments: list[dict[str, Any]] = []
+        self._complete: list[set[str]] = []  # the files of the newest complete ones, oldest first
 
     def save(self, step: int, state: dict[str, Any], replay: TaskReplay) -> int:
-        """Write a complete checkpoint, then forget all but the newest two.
+        """Write a complete checkpoint, then forget all but it and the one before.
 
         Args:
-            step: its number, growing.
-            state: tensors, arrays, numbers, strings, None, and lists and string-keyed dicts of them.
+            step: its number.
+            state: see :func:`pack`.
 
         Returns:
             bytes written.
@@ -68,29 +71,29 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)
         oldest = replay.added - replay.size
         segments = [segment for segment in self._segments if segment["end"] > oldest]
-        if len(segments) >= MOST_SEGMENTS:
+        if len(segments) >= MOST_SEGMENTS + replay.nbytes // SEGMENT_BYTES:
             segments = []
-        written = 0
-        start = segments[-1]["end"] if segments else 0
-        if replay.added > start:
-            first, rows = replay.rows_since(start)
-            name = f"rows-{first}-{replay.added}.safetensors"
-            entry = self._write(name, save_rows({k: v.cpu().contiguous() for k, v in rows.items()}))
-            segments.append({**entry, "first": first, "end": replay.added})
-            written += entry["bytes"]
-        buffer = io.BytesIO()
+        old = len(segments)
+        most = max(1, SEGMENT_BYTES * replay.capacity // replay.nbytes)
+        first = segments[-1]["end"] if segments else oldest
+        while first < replay.added:
+            end = min(first + most, replay.added)
+            _, rows = replay.rows_since(first, end)
+            entry = self._write(f"rows-{first}-{end}.safetensors", save({k: v.cpu() for k, v in rows.items()}))
+            segments.append({**entry, "first": first, "end": end})
+            first = end
         counters = {"added": replay.added, "generator": replay.generator.get_state()}
-        torch.save(plain({**state, "replay": counters}), buffer)
-        entry = self._write(f"state-{step}.pt", buffer.getvalue())
-        manifest = {"step": step, "state": entry, "segments": segments}
-        self._write(f"manifest-{step}.json", json.dumps(manifest, indent=1).encode())
+        content = pack({**state, "replay": counters})
+        # with its checksum in the name no file of an older manifest of this step is ever overwritten
+        entry = self._write(f"state-{step}-{hashlib.sha256(content).hexdigest()[:8]}.safetensors", content)
+        manifest = {"format": FORMAT, "step": step, "state": entry, "segments": segments}
+        text = json.dumps(manifest, indent=1).encode()
+        self._write(f"manifest-{step}.json", text)
         self._segments = segments
-        self._forget()
-        return written + int(entry["bytes"])
+        self._forget_all_but(f"manifest-{step}.json", manifest)
+        return sum(int(e["bytes"]) for e in [entry, *segments[old:]]) + len(text)
 
-    def load(
-        self, replay: TaskReplay, warn: Callable[[str], None] = lambda text: None
-    ) -> dict[str, Any] | None:
+    def load(self, replay: TaskReplay, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any] | None:
         """The newest complete checkpoint: the replay is filled, the state returned; None without any.
 
         A damaged one is named to ``warn`` and the one before it is taken.
@@ -103,7 +106,7 @@ class Checkpoints:
             try:
                 return self._load(path, replay)
             except (CheckpointError, OSError) as error:
-                problems.append(str(error))
+                problems.append(f"{path.name}: {error}")
                 warn(f"checkpoint {path.name} is not complete: {error}")
         if problems:
             raise CheckpointError(f"{self.folder}: no complete checkpoint ({problems[0]})")
@@ -112,84 +115,150 @@ class Checkpoints:
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint; None without any."""
         manifests = self._manifests()
-        return int(manifests[0].stem.split("-")[1]) if manifests else None
+        return _step(manifests[0]) if manifests else None
 
     def _load(self, path: Path, replay: TaskReplay) -> dict[str, Any]:
+        if not path.is_file() or path.stat().st_size > MANIFEST_BYTES:
+            raise CheckpointError("it is no manifest")
         try:
-            manifest = json.loads(path.read_text())
+            manifest = json.loads(path.read_bytes())
+            if manifest["format"] != FORMAT:
+                raise ValueError(f"format {manifest['format']!r}, this version reads {FORMAT!r}")
             entries = [manifest["state"], *manifest["segments"]]
-            names = [str(entry["name"]) for entry in entries]
-            total = sum(int(entry["bytes"]) for entry in entries)
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path.name} is damaged ({type(error).__name__})") from None
-        if any(Path(name).name != name for name in names):
-            raise CheckpointError(f"{path.name} names a file outside its folder")
-        found = sum((self.folder / name).stat().st_size for name in names)
-        if found != total:
-            raise CheckpointError(f"its files have {found} bytes, the manifest says {total}")
-        if 2 * total > free_memory(torch.device("cpu")):
-            raise CheckpointError(f"its {total} bytes do not fit in memory")
-        for entry in entries:  # all checksums before anything is changed
-            if checksum((self.folder / entry["name"]).read_bytes()) != entry["sha256"]:
-                raise CheckpointError(f"{entry['name']} does not have its checksum")
-        try:
-            state: dict[str, Any] = torch.load(self.folder / manifest["state"]["name"], weights_only=True)
-        except Exception as error:  # torch raises many kinds for a file that is not its own
-            raise CheckpointError(
-                f"{manifest['state']['name']} cannot be loaded ({type(error).__name__})"
-            ) from None
-        counters = state.pop("replay")
-        replay.added = counters["added"]
-        replay.generator.set_state(counters["generator"])
-        for entry in manifest["segments"]:
-            rows = load_rows((self.folder / entry["name"]).read_bytes())
-            skip = max(0, replay.added - replay.size - entry["first"])
-            replay.load_rows(entry["first"] + skip, {name: column[:, skip:] for name, column in rows.items()})
+            sizes = [int(entry["bytes"]) for entry in entries]
+            for entry, size in zip(entries, sizes, strict=True):
+                self._check_size(str(entry["name"]), size)
+            # the replay's memory is the system's until rows are written to it
+            free = free_memory(torch.device("cpu"))
+            if sum(sizes) + 2 * max(sizes) > free:
+                raise CheckpointError(f"its {sum(sizes)} bytes do not fit in memory ({free} are free)")
+            for entry in entries:  # all checksums before anything is changed
+                if file_checksum(self.folder / entry["name"]) != entry["sha256"]:
+                    raise CheckpointError(f"{entry['name']} does not have its checksum")
+            state: dict[str, Any] = unpack(self.folder / manifest["state"]["name"])
+            self._fill(replay, state.pop("replay"), manifest["segments"])
+        except (CheckpointError, OSError):
+            raise
+        except Exception as error:  # whatever a foreign content makes of being read
+            reason = (str(error).splitlines() or [""])[0]
+            raise CheckpointError(f"it is damaged ({type(error).__name__}: {reason})") from None
         self._segments = manifest["segments"]
+        self._complete = [_files(path.name, manifest)]
         return state
+
+    def _check_size(self, name: str, size: int) -> None:
+        path = self.folder / name
+        if path.name != name:
+            raise CheckpointError(f"it names a file outside its folder ({name!r})")
+        if not path.is_file():
+            raise CheckpointError(f"{name} is missing")
+        if path.stat().st_size != size:
+            raise CheckpointError(f"{name} has {path.stat().st_size} bytes, the manifest says {size}")
+
+    def _fill(self, replay: TaskReplay, counters: dict[str, Any], segments: list[dict[str, Any]]) -> None:
+        added = int(counters["added"])
+        oldest = max(0, added - replay.capacity)
+        reached = segments[0]["first"] if segments else 0
+        if reached > oldest:
+            raise CheckpointError(
+                f"its replay begins at row {reached}; a capacity of {replay.capacity} needs row {oldest}"
+            )
+        for segment in segments:
+            if segment["first"] != reached:
+                raise CheckpointError(f"its replay lacks rows from {reached} on")
+            reached = segment["end"]
+        if reached != added:
+            raise CheckpointError(f"its replay has rows up to {reached} of {added}")
+        for segment in segments:
+            rows = load_file(self.folder / segment["name"])
+            first, end = segment["first"], segment["end"]
+            if rows["rewards"].shape[1] != end - first:
+                raise CheckpointError(f"{segment['name']} has {rows['rewards'].shape[1]} rows")
+            skip = max(0, oldest - first)
+            replay.load_rows(first + skip, {name: column[:, skip:] for name, column in rows.items()})
+        replay.added = added
+        replay.generator.set_state(counters["generator"])
 
     def _manifests(self) -> list[Path]:
         """Newest first."""
-        found = [path for path in self.folder.glob("manifest-*.json") if path.stem.split("-")[1].isdigit()]
-        return sorted(found, key=lambda path: -int(path.stem.split("-")[1]))
+        found = [path for path in self.folder.glob("manifest-*.json") if path.stem.split("-")[1].isdecimal()]
+        return sorted(found, key=_step, reverse=True)
 
     def _write(self, name: str, content: bytes) -> dict[str, Any]:
         write_synced(self.folder / name, content)
-        return {"name": name, "bytes": len(content), "sha256": checksum(content)}
+        return {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
-    def _forget(self) -> None:
-        """Delete all that no kept manifest names."""
-        manifests = self._manifests()[:KEPT]
-        kept = {path.name for path in manifests}
-        for path in manifests:
-            manifest = json.loads(path.read_text())
-            kept |= {entry["name"] for entry in [manifest["state"], *manifest["segments"]]}
+    def _forget_all_but(self, name: str, manifest: dict[str, Any]) -> None:
+        """Delete what neither this checkpoint nor the complete one before it has."""
+        self._complete = [*self._complete, _files(name, manifest)][-KEPT:]
+        kept = set().union(*self._complete)
         for path in self.folder.iterdir():
-            if path.name not in kept:
+            if path.name not in kept and path.is_file():
                 path.unlink()
 
 
-def write_synced(path: Path, content: bytes) -> None:
-    """The whole content or the old file: written beside, synced, renamed, the rename synced too."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _step(manifest: Path) -> int:
+    return int(manifest.stem.split("-")[1])
 
 
-def checksum(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _files(name: str, manifest: dict[str, Any]) -> set[str]:
+    return {name, *(entry["name"] for entry in [manifest["state"], *manifest["segments"]])}
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, read piece by piece."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def pack(state: Any) -> bytes:
+    """A state as one safetensors file: its tensors, and the tree that holds them as JSON beside.
+
+    Args:
+        state: tensors, arrays, numbers, strings, None, and lists and dicts of them. Arrays come back
+            as tensors and tuples as lists.
+
+    Raises:
+        TypeError: something else is in it.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def encode(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.array(value))
+        if isinstance(value, Tensor):
+            name = str(len(tensors))
+            tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            return {"tensor": name}
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, dict):
+            return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
+        if isinstance(value, (list, tuple)):
+            return [encode(item) for item in value]
+        return value  # json refuses what is left and unknown
+
+    tree = json.dumps(encode(state))
+    content: bytes = save(tensors, {"state": tree})
+    return content
+
+
+def unpack(path: Path) -> Any:
+    """What :func:`pack` wrote."""
+    with safe_open(path, framework="pt") as file:
+        tree = json.loads(file.metadata()["state"])
+
+        def decode(value: Any) -> Any:
+            if isinstance(value, dict):
+                if "tensor" in value:
+                    return file.get_tensor(value["tensor"])
+                return {key: decode(item) for key, item in value["dict"]}
+            return [decode(item) for item in value] if isinstance(value, list) else value
+
+        return decode(tree)
 
 
 def generators_state() -> dict[str, Any]:
@@ -198,6 +267,7 @@ def generators_state() -> dict[str, Any]:
     version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(), "numpy": [kind, keys, *rest], "python": [version, list(internal), gauss],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }  # fmt: skip
 
 
@@ -207,23 +277,12 @@ def set_generators_state(state: dict[str, Any]) -> None:
     np.random.set_state((kind, np.asarray(keys), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-
-
-def plain(value: Any) -> Any:
-    """What ``torch.load(weights_only=True)`` takes: arrays become tensors, tuples lists, numpy scalars numbers."""
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.array(value))
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def with_arrays(value: Any) -> Any:
-    """:func:`plain` undone for states that hold arrays and no tensors."""
+    """The tensors of a state as arrays: for states that held arrays and no tensors."""
     if isinstance(value, Tensor):
         return value.numpy()
     if isinstance(value, dict):

@@ -1,6 +1,14 @@
 """``mtrl``: the command line, and the only module that meets both ``envs`` and ``mtrl``.
 
-Bad input ends with one line and exit code 2, a diverged run with 3, an interrupted one with 4.
+Exit codes:
+
+==  ===============================================================================
+0   done
+2   bad input, or no memory: one line says what, and nothing was changed
+3   training diverged: the run is marked, the evidence saved
+4   training was interrupted and left a checkpoint: the same command goes on
+1   anything else: the machine failed (one line), or this code did (a traceback)
+==  ===============================================================================
 """
 
 from __future__ import annotations
@@ -11,11 +19,12 @@ from collections.abc import Sequence
 
 import mtrl
 from envs import SuiteError
+from mtrl.checkpoint import CheckpointError
 from mtrl.config import ConfigError, nearest
 from mtrl.optimizers import OptimizerError
 from mtrl.policy import PolicyError
 
-BAD_INPUT, DIVERGED, INTERRUPTED = 2, 3, 4
+FAILED, BAD_INPUT = 1, 2
 COMMANDS = {
     "train": "train an agent: --config NAME and any setting by its dotted name",
     "evaluate": "evaluate a run's or a file's policy, per task",
@@ -31,14 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
-    except (ConfigError, SuiteError, OptimizerError, PolicyError) as error:
+    except (ConfigError, SuiteError, OptimizerError, PolicyError, CheckpointError) as error:
         print(f"mtrl: {error}", file=sys.stderr)
         return BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        reason = (str(error).splitlines() or ["MemoryError"])[0]
+        if not isinstance(error, MemoryError) and "memory" not in reason:
+            raise
+        print(f"mtrl: no memory: {reason}", file=sys.stderr)
+        return BAD_INPUT
     except BrokenPipeError:
-        return 1
+        return FAILED
     except KeyboardInterrupt:
         print("mtrl: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return FAILED
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -88,6 +88,24 @@ def read_curve(path: str | Path) -> Curve:
         raise ConfigError(f"run: {path} has no evaluation that can be read") from None
 
 
+def read_conflict(path: str | Path) -> dict[str, Array]:
+    """Per network, the pairwise cosines ``[T, T]`` averaged over the second half of a run's measurements.
+
+    Raises:
+        ConfigError: the run has no ``conflict.jsonl`` that can be read.
+    """
+    run = RunFolder(path)
+    try:
+        records = [json.loads(line) for line in run.conflicts.read_text().splitlines()]
+        cosines = {
+            network: np.array([r["cosines"] for r in records if r["network"] == network], dtype=float)
+            for network in ("critic", "actor")
+        }
+        return {network: np.nanmean(c[len(c) // 2 :], axis=0) for network, c in cosines.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"run: {path} has no conflict measurement that can be read") from None
+
+
 def group(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     """Runs by label, cut to the steps that the shortest reached: as many looks for all."""
     shared = min(curve.steps[-1] for curve in curves)

@@ -299,5 +299,8 @@ class TrainConfig:
             "eval_every": 0, "eval_episodes": 1, "log_every": 1, "checkpoint_every": 0, "diagnostics_every": 0,
         }.items():  # fmt: skip
             _check(getattr(self, key) >= low, key, getattr(self, key), f">= {low}")
-        _check(self.threads == "auto" or self.threads >= 1, "threads", self.threads, ">= 1, or auto")
+        _check(self.seed < 2**63, "seed", self.seed, "< 2**63")
+        _check(
+            self.threads == "auto" or 1 <= self.threads <= 1024, "threads", self.threads, "from 1 to 1024, or auto"
+        )
         _check(self.workers == "auto" or self.workers >= 0, "workers", self.workers, ">= 0, or auto")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from mtrl.compare import Curve
-    from mtrl.conflict import Conflict
+
+Array = npt.NDArray[Any]
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -21,19 +23,22 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def cosine_figure(conflict: Conflict, task_names: Sequence[str]) -> Figure:
-    """The pairwise cosines ``[T, T]`` of the tasks' gradients, by name."""
-    cosines = conflict.cosines.cpu().numpy()
-    size = 2.5 + 0.32 * len(task_names)
-    figure = new_figure(size + 1, size)
-    axes = figure.subplots()
-    image = axes.imshow(np.ma.masked_invalid(cosines), vmin=-1, vmax=1, cmap="RdBu")
-    axes.set_xticks(range(len(task_names)), task_names, rotation=90)
-    axes.set_yticks(range(len(task_names)), task_names)
-    if len(task_names) <= 15:
-        for i, j in np.ndindex(cosines.shape):
-            axes.text(j, i, f"{cosines[i, j]:.1f}", ha="center", va="center", fontsize=7)
-    figure.colorbar(image, label="cosine of two tasks' gradients")
+def cosine_figure(panels: Mapping[str, Array], task_names: Sequence[str]) -> Figure:
+    """Pairwise cosines ``[T, T]`` of the tasks' gradients, by name; one matrix per titled panel, in pairs."""
+    size = 1.5 + 0.3 * len(task_names)
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure = new_figure(size * columns + 2, size * rows + 1)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, (title, cosines) in zip(grid.flat, panels.items(), strict=False):
+        image = axes.imshow(np.ma.masked_invalid(cosines), vmin=-1, vmax=1, cmap="RdBu")
+        axes.set_title(title)
+        axes.set_xticks(range(len(task_names)), task_names, rotation=90)
+        axes.set_yticks(range(len(task_names)), task_names)
+        if len(task_names) <= 15:
+            for i, j in np.ndindex(cosines.shape):
+                axes.text(j, i, f"{cosines[i, j]:.1f}", ha="center", va="center", fontsize=7)
+    figure.colorbar(image, ax=grid, label="cosine of two tasks' gradients")
     return figure
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from mtrl.callbacks import TrainerCallback
-from mtrl.checkpoint import write_synced
+from mtrl.files import write_synced
 
 VALUE_MARGIN = 3.0
+SMALLEST_BOUND = 10.0  # an untrained critic's own values are no explosion, however small the rewards
 ZERO_MEASUREMENTS = 5
 
 
@@ -22,16 +23,17 @@ class Diverged(RuntimeError):
 
 
 class GuardCallback(TrainerCallback):
-    """Looks at every log interval; saves the evidence and raises, or warns.
+    """Looks at every so many steps and at the end; saves the evidence and raises, or warns.
 
-    Raises :class:`Diverged` on a non-finite loss, gradient or parameter, and on values beyond
-    ``VALUE_MARGIN`` times what rewards and discount permit: with scaled rewards of at most r and
-    temperature α, ``|Q| <= (r + α · max |log π|) / (1 − γ)``. Warns, once per task and kind, about
-    a collapsed entropy (below that of σ = ``exp(log_std_min)``, plus 1 %) and about a task whose gradient
+    Raises :class:`Diverged` on a non-finite reward or observation, at once; on a non-finite loss, gradient
+    or parameter; and on values beyond ``VALUE_MARGIN`` times what rewards and discount permit: with scaled
+    rewards of at most r and temperature α, ``|Q| <= (r + α · max |log π|) / (1 − γ)``, the largest so far,
+    and each critic's mean squared error at most ``(2 |Q|)²``. Warns, once per task and kind, about a
+    collapsed entropy (below that of σ = ``exp(log_std_min)``, plus 1 %) and about a task whose gradient
     was zero in ``ZERO_MEASUREMENTS`` conflict measurements in a row.
 
     Args:
-        every: steps per task between looks.
+        every: steps per task between looks; a policy that is evaluated should have been looked at.
         evidence: where the last metrics and a batch go (safetensors) when a run diverges.
     """
 
@@ -39,12 +41,16 @@ class GuardCallback(TrainerCallback):
         super().__init__(every)
         self.evidence = evidence
         self.largest_reward: Tensor | None = None
+        self.permitted: Tensor | None = None
         self.zero_gradients: dict[str, int] = {}
         self.seen_update = -1
         self.warned: list[str] = []
 
     def _on_step(self) -> bool:
         rewards = self.trainer.agent.rewards.on_store(torch.as_tensor(self.locals["rewards"])).abs()
+        self._require(rewards.isfinite(), "environment: the reward is not finite")
+        observations = torch.as_tensor(self.locals["new_obs"])
+        self._require(observations.isfinite().all(1), "environment: the observation is not finite")
         seen = self.largest_reward
         self.largest_reward = rewards if seen is None else torch.maximum(seen, rewards)
         return super()._on_step()
@@ -57,6 +63,9 @@ class GuardCallback(TrainerCallback):
             self._watch_entropy(metrics)
             self._watch_gradients(metrics)
         return True
+
+    def _on_training_end(self) -> None:
+        self.due()
 
     def check_now(self) -> None:
         """The finite checks alone: what must hold before anything is saved."""
@@ -74,7 +83,7 @@ class GuardCallback(TrainerCallback):
         ):
             total = torch.stack([p.detach().sum() for _, p in params.tensors()])
             if not total.isfinite().all():
-                self._diverged(f"{network}: a parameter is not finite")
+                self.diverged(f"{network}: a parameter is not finite")
 
     def _check_values(self, metrics: dict[str, Any]) -> None:
         config, agent = self.trainer.agent.config, self.trainer.agent
@@ -83,7 +92,10 @@ class GuardCallback(TrainerCallback):
         # a Gaussian's log-density at σ = exp(log_std_min), two σ from the mean, and the tanh's share
         nats = agent.action_dim * (abs(actor.log_std_min) + 3.0)
         reward = self.largest_reward.to(metrics["q"]) / metrics["reward_scale"]
-        bound = VALUE_MARGIN * (reward + metrics["alpha"] * nats) / (1 - config.gamma)
+        permitted = (reward + metrics["alpha"] * nats) / (1 - config.gamma)
+        # values follow a shrinking temperature or a growing scale only slowly
+        self.permitted = permitted if self.permitted is None else torch.maximum(self.permitted, permitted)
+        bound = (VALUE_MARGIN * self.permitted).clamp(min=SMALLEST_BOUND)
         self._require(
             metrics["q"].abs() <= bound, "critic: values are beyond what rewards and discount permit"
         )
@@ -116,24 +128,34 @@ class GuardCallback(TrainerCallback):
     def _require(self, good: Tensor, what: str) -> None:
         if not good.all():
             names = [name for name, ok in zip(self.task_names, good.tolist(), strict=True) if not ok]
-            self._diverged(f"{what} for {', '.join(names)}")
+            self.diverged(f"{what} for {', '.join(names)}")
 
-    def _diverged(self, what: str) -> None:
+    def diverged(self, what: str) -> NoReturn:
+        """Save the evidence and raise :class:`Diverged`."""
         trainer = self.trainer
-        batch = trainer.replay_buffer.sample(trainer.batch_size)
-        tensors = {f"batch.{key}": value for key, value in batch._asdict().items() if value is not None}
-        tensors |= {key: value for key, value in trainer.metrics.items() if isinstance(value, Tensor)}
+        tensors = {key: value for key, value in trainer.metrics.items() if isinstance(value, Tensor)}
+        if trainer.replay_buffer.size:
+            batch = trainer.replay_buffer.sample(trainer.batch_size)
+            tensors |= {f"batch.{key}": value for key, value in batch._asdict().items() if value is not None}
         for network in ("critic", "actor"):
             if f"conflict_{network}" in trainer.metrics:
                 tensors[f"gramian_{network}"] = trainer.metrics[f"conflict_{network}"].gramian
-        write_synced(self.evidence, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
-        raise Diverged(f"{what}, at step {self.steps_per_task} per task; evidence in {self.evidence}")
+        copies = {
+            k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
+        }
+        where = f"evidence in {self.evidence}"
+        try:
+            write_synced(self.evidence, save(copies))
+        except OSError as error:
+            where = f"no evidence, {self.evidence} cannot be written ({error.strerror})"
+        raise Diverged(f"{what}, at step {self.steps_per_task} per task; {where}")
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "largest_reward": self.largest_reward, "zero_gradients": self.zero_gradients,
-            "seen_update": self.seen_update, "warned": self.warned,
+            "largest_reward": self.largest_reward, "permitted": self.permitted,
+            "zero_gradients": self.zero_gradients, "seen_update": self.seen_update, "warned": self.warned,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        for name in self.state_dict():
+            setattr(self, name, state[name])

@@ -23,7 +23,9 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from mtrl.config import ActorConfig
+from mtrl.files import write_synced
 from mtrl.networks import Actor, Parameters, TaskInput, squashed_sample
+from mtrl.replay import free_memory
 
 FORMAT = "mtrl-policy-1"
 Array = npt.NDArray[Any]
@@ -121,10 +123,7 @@ class Policy:
 
     def save(self, path: str | Path) -> None:
         """Write the policy; a reader never sees half a file."""
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(self.to_bytes())
-        temporary.replace(path)
+        write_synced(Path(path), self.to_bytes())
 
 
 def checksum(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -144,28 +143,32 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
     path = Path(path)
     if not path.is_file():
         raise PolicyError(f"{path}: no such policy file")
+    size, free = path.stat().st_size, free_memory(torch.device("cpu"))
+    if 2 * size > free:
+        raise PolicyError(f"{path}: its {size} bytes do not fit in memory ({free} are free)")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             text = (file.metadata() or {}).get("mtrl")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if text is None:
+                raise PolicyError(f"{path}: a safetensors file, but not a policy of mtrl (no 'mtrl' metadata)")
+            return _from_parts(json.loads(text), file)
+    except PolicyError:
+        raise
     except (SafetensorError, OSError) as error:
         raise PolicyError(f"{path}: not a whole safetensors file ({error})") from None
-    if text is None:
-        raise PolicyError(f"{path}: a safetensors file, but not a policy of mtrl (no 'mtrl' metadata)")
-    try:
-        return _from_parts(json.loads(text), tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PolicyError(f"{path}: damaged policy metadata or tensors ({detail})") from None
 
 
-def _from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
+def _from_parts(meta: dict[str, Any], file: Any) -> Policy:
+    """The policy of the metadata and an open safetensors file, whose tensors are read once they fit."""
     expected_sum = meta.pop("sha256", None)  # files of before it was written have none
-    if expected_sum is not None and expected_sum != checksum(meta, tensors):
-        raise ValueError("the content does not match its checksum")
     if meta["format"] != FORMAT:
         raise ValueError(f"format {meta['format']!r}, this version reads {FORMAT!r}")
     names, obs_dim, action_dim = meta["task_names"], int(meta["obs_dim"]), int(meta["action_dim"])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("task_names is no list of names")
     task_input: TaskInput = meta["task_input"]
     with torch.device("meta"):
         actor = Actor(
@@ -181,10 +184,13 @@ def _from_parts(meta: dict[str, Any], tensors: dict[str, Tensor]) -> Policy:
         name: (len(names), *p.shape) if name in private else tuple(p.shape)
         for name, p in actor.named_parameters()
     }
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if expected != found:
         wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
         raise ValueError(f"tensors do not fit the architecture: {', '.join(wrong)}")
+    tensors = {name: file.get_tensor(name) for name in found}
+    if expected_sum is not None and expected_sum != checksum(meta, tensors):
+        raise ValueError("the content does not match its checksum")
     bad = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
     if bad:
         raise ValueError(f"non-finite numbers in {', '.join(bad)}")

@@ -128,15 +128,15 @@ class TaskReplay:
             rows["next_obs"], rows["terminated"].squeeze(-1), weight,
         )  # fmt: skip
 
-    def rows_since(self, start: int) -> tuple[int, dict[str, Tensor]]:
-        """Copies of the kept rows from the ``start``-th added on.
+    def rows_since(self, start: int, end: int | None = None) -> tuple[int, dict[str, Tensor]]:
+        """Copies of the kept rows from the ``start``-th added on, up to the ``end``-th or the last.
 
         Returns:
             the number of the first of them, counted since the first :meth:`add`, and
-            ``[T, added − first, ·]`` by column.
+            ``[T, end − first, ·]`` by column.
         """
         first = max(start, self.added - self.size)
-        index = torch.arange(first, self.added, device=self.device) % self.capacity
+        index = torch.arange(first, self.added if end is None else end, device=self.device) % self.capacity
         return first, {name: column.index_select(1, index) for name, column in self.data.items()}
 
     def load_rows(self, first: int, rows: dict[str, Tensor]) -> None:

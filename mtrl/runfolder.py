@@ -13,6 +13,7 @@
         checkpoint/             all that is needed to go on (see mtrl.checkpoint)
         evidence.safetensors    of a diverged run: the last numbers and a batch
         STATUS                  RUNNING, DONE, INTERRUPTED, DIVERGED or FAILED, and why
+        .lock                   held by the process that trains here
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
-from mtrl.checkpoint import Checkpoints, write_synced
+from mtrl.checkpoint import Checkpoints
 from mtrl.config import ConfigError
+from mtrl.files import sync, write_synced
 
 
 class RunFolder:
@@ -56,51 +59,68 @@ class RunFolder:
         self.evidence = self.path / "evidence.safetensors"
         self.checkpoints = Checkpoints(self.path / "checkpoint")
         self._status = self.path / "STATUS"
+        self._lock_file = self.path / ".lock"
+        self._lock: IO[str] | None = None
 
     @property
     def exists(self) -> bool:
         return self.config.exists()
 
     def start(self, config: str, meta: dict[str, Any]) -> None:
-        """Make the folder and write what is known before training.
+        """Make the folder, lock it and write what is known before training.
 
         Raises:
             ConfigError: something is there already, or the folder cannot be written.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ConfigError(f"run_dir: {self.path} exists and is no run of mtrl; choose another --run_dir")
+        ours = {".lock", self.meta.name, self._status.name}  # of a start that was killed
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_synced(self.meta, (json.dumps(meta, indent=1) + "\n").encode())
+            if any(path.name.removesuffix(".tmp") not in ours for path in self.path.iterdir()):
+                raise ConfigError(f"run_dir: {self.path} exists and is no run of mtrl; choose another --run_dir")
+            self.lock()
+            if self.exists:
+                raise ConfigError(f"run_dir: {self.path} got a run of another process meanwhile")
+            write_synced(self.meta, _json(meta))
             self.mark("RUNNING")
             write_synced(self.config, config.encode())
         except OSError as error:
             raise ConfigError(f"run_dir: {self.path} cannot be written ({error.strerror})") from None
 
     def lock(self) -> None:
-        """Keep other processes out until this one ends, however it ends.
+        """Keep other processes out until :meth:`unlock`, or until this one ends, however it ends.
 
         Raises:
             ConfigError: another process works in this folder, or it cannot be written.
         """
         try:
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = self._lock_file.open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"run_dir: another process is training in {self.path}") from None
         except OSError as error:
             raise ConfigError(f"run_dir: {self.path} cannot be written ({error.strerror})") from None
 
+    def unlock(self) -> None:
+        """Let others in."""
+        if self._lock is not None:
+            self._lock.close()
+
     def positions(self) -> dict[str, Any]:
-        """How far every log reached: what :meth:`rewind` takes."""
-        events = {path.name: path.stat().st_size for path in self.path.glob("events.out.tfevents.*")}
-        return {"rows": {file.name: _count_rows(file) for file in self._logs()}, "events": events}
+        """How far every log reached, all of it on the disk: what :meth:`rewind` takes."""
+        events = list(self._events())
+        for path in (*self._logs(), *events):
+            if path.exists():
+                sync(path)
+        return {
+            "rows": {file.name: _count_rows(file) for file in self._logs()},
+            "events": {path.name: path.stat().st_size for path in events},
+        }
 
     def rewind(self, positions: dict[str, Any]) -> None:
         """Cut every log back to where it was at a checkpoint, so that going on doubles no row."""
         for file in self._logs():
             _keep_rows(file, positions["rows"][file.name])
-        for path in self.path.glob("events.out.tfevents.*"):
+        for path in self._events():
             size = positions["events"].get(path.name)
             if size is None:
                 path.unlink()
@@ -109,24 +129,47 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run wrote that was killed before its first checkpoint."""
-        for path in (*self._logs(), self.last, self.best, *self.path.glob("events.out.tfevents.*")):
+        for path in (*self._logs(), self.last, self.best, *self._events()):
             path.unlink(missing_ok=True)
 
     def _logs(self) -> tuple[Path, ...]:
         return self.progress, self.evaluations, self.conflicts
 
+    def _events(self) -> Iterator[Path]:
+        return self.path.glob("events.out.tfevents.*")
+
     def note(self, key: str, value: Any) -> None:
         """Add to a list in ``meta.json``: what happened to the run after its start."""
-        meta = json.loads(self.meta.read_text())
-        meta.setdefault(key, []).append(value)
-        write_synced(self.meta, (json.dumps(meta, indent=1) + "\n").encode())
+        try:
+            meta = dict(json.loads(self.meta.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            meta = {"note": "the first meta.json was lost"}
+        meta[key] = [*meta.get(key, []), value]
+        write_synced(self.meta, _json(meta))
 
     def mark(self, status: str, reason: str = "") -> None:
         write_synced(self._status, f"{status} {reason}".strip().encode() + b"\n")
 
     @property
     def status(self) -> str:
-        return self._status.read_text().strip() if self._status.exists() else "no status"
+        """The line in ``STATUS``; KILLED where it says RUNNING and no process holds the lock."""
+        try:
+            text = self._status.read_text(errors="replace").strip()
+        except OSError:
+            return "no status"
+        if text.startswith("RUNNING") and not self._is_locked():
+            return "KILLED: no process trains it any more, and the same command goes on with it"
+        return text
+
+    def _is_locked(self) -> bool:
+        try:
+            with self._lock_file.open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     def append(self, file: Path, record: dict[str, Any]) -> None:
         """One more line of a jsonl file; NaN becomes null, so that any reader can read it."""
@@ -183,16 +226,18 @@ class CsvWriter(KVWriter):
 
 
 def _count_rows(file: Path) -> int:
-    return file.read_text().count("\n") if file.exists() else 0
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def _keep_rows(file: Path, count: int) -> None:
     """The first ``count`` lines; a csv file keeps its header, which may have grown wider since."""
-    if not file.exists():
-        return
-    lines = file.read_text().splitlines(keepends=True)
-    if len(lines) > count:
-        write_synced(file, "".join(lines[:count]).encode())
+    lines = file.read_bytes().split(b"\n") if file.exists() else []
+    if len(lines) > count + 1 or (len(lines) == count + 1 and lines[-1]):
+        write_synced(file, b"".join(line + b"\n" for line in lines[:count]))
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def describe_run(protocol: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -211,6 +211,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(make_agent, tmp_path):
     assert refused(tmp_path / "p.safetensors").endswith("(non-finite numbers in net.hidden.0.weight)")
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
 def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(make_agent, tmp_path):
     policy = make_agent(hidden=(2,)).policy
     path, content = tmp_path / "p.safetensors", policy.to_bytes()
@@ -228,7 +229,7 @@ def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(make_agent, tmp_pa
     assert survived < 10
 
 
-def test_a_file_from_before_checksums_still_loads(policy, tmp_path):
+def test_a_file_from_before_checksums_loads_and_one_of_another_format_does_not(policy, tmp_path):
     policy.save(tmp_path / "new.safetensors")
     with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
         metadata = json.loads(file.metadata()["mtrl"])
@@ -236,6 +237,11 @@ def test_a_file_from_before_checksums_still_loads(policy, tmp_path):
     del metadata["sha256"]
     save_file(tensors, tmp_path / "old.safetensors", metadata={"mtrl": json.dumps(metadata)})
     assert load_policy(tmp_path / "old.safetensors").to_bytes() == policy.to_bytes()
+    metadata["format"] = "mtrl-policy-9"
+    save_file(tensors, tmp_path / "future.safetensors", metadata={"mtrl": json.dumps(metadata)})
+    assert "(format 'mtrl-policy-9', this version reads 'mtrl-policy-1')" in refused(
+        tmp_path / "future.safetensors"
+    )
 
 
 # --- Stable-Baselines3 ---------------------------------------------------------------------------------------

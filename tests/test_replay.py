@@ -44,9 +44,10 @@ def test_rows_are_drawn_uniformly():
 
 
 def test_unwritten_rows_are_never_drawn():
-    buffer = filled(3, capacity=1000)
-    assert set(buffer.sample(500).rewards[0].tolist()) == {0.0, 1.0, 2.0}
-    assert buffer.size == 3
+    for sampling in ("balanced", "uniform"):
+        buffer = filled(3, capacity=1000, sampling=sampling)
+        assert set(buffer.sample(500).rewards[2].tolist()) == {200.0, 201.0, 202.0}
+        assert buffer.size == 3
 
 
 @pytest.mark.parametrize("steps", [10, 11, 25, 30])

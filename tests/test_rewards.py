@@ -81,7 +81,7 @@ def test_a_saved_scale_goes_on_as_the_original(kind):
     generator = torch.Generator().manual_seed(0)
 
     def observe(*scales: RewardScale) -> None:
-        rewards = len(scales) * 10 * torch.randn(2, generator=generator)
+        rewards = 10 ** len(scales) * torch.randn(2, generator=generator)
         for scale in scales:
             scale.observe(rewards, torch.tensor([True, False]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -17,7 +18,7 @@ from torch.distributions import Normal
 from torch.func import functional_call
 
 from mtrl.config import ActorConfig, CriticConfig, NetworkConfig
-from mtrl.gradients import multitask_gradient
+from mtrl.gradients import multitask_gradient, over_tasks
 from mtrl.networks import Actor, Critic, Parameters, squashed_sample
 from mtrl.optimizers import OPTIMIZERS, make_optimizer
 from mtrl.replay import Batch
@@ -392,6 +393,20 @@ def test_methods_for_positive_losses_leave_the_actor_the_mean(make_agent):
         agent = make_agent(optimizer=name)
         assert type(agent.methods["critic"]) is OPTIMIZERS[name]
         assert type(agent.methods["actor"]) is OPTIMIZERS["unitary"]
+
+
+def test_a_method_that_wants_the_losses_after_the_step_gets_them_on_the_same_batch_and_noise(
+    make_agent, make_batch, monkeypatch
+):
+    agent = make_agent(optimizer="famo", gamma=0.0, critic={"dropout": 0.2, "learning_rate": 0.05})
+    batch, noise, got = make_batch(), agent.draw_noise(5), []
+    monkeypatch.setattr(agent.methods["critic"], "after_step", got.append)
+    before = agent.update(batch, noise)["critic_loss"]
+    (after,) = got
+    inputs = (agent.one_hot, batch, batch.rewards, noise.critic_masks)  # γ = 0: the target is the reward
+    expected, _ = over_tasks(partial(critic_loss, nets=agent.nets), agent.critic, *inputs)
+    torch.testing.assert_close(after, expected.detach())
+    assert not torch.allclose(after, before, rtol=1e-2)
 
 
 @pytest.mark.parametrize("task_input", ["one_hot", "heads", "embedding"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import signal
 
@@ -11,7 +10,7 @@ import torch
 from torch.func import functional_call
 
 from envs import Protocol, make_suite
-from mtrl.checkpoint import plain
+from mtrl.checkpoint import pack, unpack
 from mtrl.cli import main
 from mtrl.config import AgentConfig, ConfigError, NetworkConfig, ReplayConfig
 from mtrl.gradients import over_tasks, per_task_gradients, per_task_gradients_by_loop
@@ -288,16 +287,17 @@ def test_the_burst_comes_at_once_behind_the_warm_up_and_only_once(make_trainer):
     assert updates == [0, 7 + 2, 7 + 4, 7 + 6]
 
 
-def test_a_run_stopped_in_the_burst_goes_on_as_if_it_had_not_been(make_trainer):
+def test_a_run_stopped_in_the_burst_goes_on_as_if_it_had_not_been(make_trainer, tmp_path):
     whole = make_trainer(warmup_updates=9)
     whole.learn(5 * 12)
     stopped = make_trainer(warmup_updates=9)
     stopped.between_updates = lambda: stopped.num_updates < 4
     stopped.learn(5 * 12)
     assert (stopped.num_updates, stopped.num_timesteps) == (4, 5 * 6)
-    state, rows = copy.deepcopy(plain(stopped.state_dict())), stopped.replay_buffer.state_dict()
+    (tmp_path / "state").write_bytes(pack(stopped.state_dict()))
+    rows = stopped.replay_buffer.state_dict()
     resumed = make_trainer(warmup_updates=9)
-    resumed.load_state_dict(state)
+    resumed.load_state_dict(unpack(tmp_path / "state"))
     resumed.replay_buffer.load_state_dict(rows)
     resumed.learn(5 * 12)
     assert resumed.num_updates == whole.num_updates == 9 + 6

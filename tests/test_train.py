@@ -226,8 +226,14 @@ def test_its_progress_bar_is_told_every_step(make_trainer, monkeypatch):
 
 def test_several_callbacks_and_its_helpers_run_together(make_trainer):
     steps: list[int] = []
-    collect = sb3.LambdaCallback(lambda locals_, globals_: steps.append(len(locals_["infos"])))
-    make_trainer().learn(100, [sb3.EveryNTimesteps(25, collect), sb3.StopTrainingOnMaxEpisodes(9)])
+
+    def collect(locals_: dict[str, Any], globals_: dict[str, Any]) -> bool:
+        steps.append(len(locals_["infos"]))
+        return True
+
+    make_trainer().learn(
+        100, [sb3.EveryNTimesteps(25, sb3.ConvertCallback(collect)), sb3.StopTrainingOnMaxEpisodes(9)]
+    )
     assert steps == [5] * 4
 
 
@@ -269,8 +275,8 @@ def test_a_trainer_has_what_callbacks_touch(make_trainer, tmp_path):
 @pytest.mark.parametrize("seed", [0])
 def test_the_agent_learns_the_point_suite(seed):
     """The one slow test: the shipped config, in process."""
-    config, protocol, _ = parse_train(["--config", "point", "--seed", str(seed)])
-    names = protocol.task_names
+    request = parse_train(["--config", "point", "--seed", str(seed)])
+    config, protocol, names = request.config, request.protocol, request.protocol.task_names
     envs = make_suite(protocol, seed=seed, workers=0)
     evaluation = make_suite(protocol, seed=seed, workers=0, evaluation=True)
     agent = MTSAC(4, 2, names, config.agent, optimizer=config.optimizer.name, seed=seed)

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from mtrl.commands.parser import Parser
 from mtrl.commands.tables import interval
-from mtrl.compare import STATISTICS, group, read_curve, summarise, warnings
+from mtrl.compare import STATISTICS, group, read_conflict, read_curve, summarise, warnings
 from mtrl.config import ConfigError
-from mtrl.figures import curves_figure, tasks_figure
+from mtrl.figures import cosine_figure, curves_figure, tasks_figure
 
 
 def main(arguments: list[str]) -> int:
@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--figure", type=str, help="draw mean success to this file (.png, .pdf, .svg)")
     parser.add_argument("--tasks_figure", type=str, help="draw every task's success to this file")
+    parser.add_argument("--conflict_figure", type=str, help="draw how tasks' gradients conflict to this file")
     parser.add_argument(
         "--against", choices=["steps", "minutes"], default="steps", help="the figure's x axis"
     )
@@ -41,6 +42,13 @@ def main(arguments: list[str]) -> int:
             tasks_figure([curve for curves in groups.values() for curve in curves]).savefig(
                 args.tasks_figure, dpi=110
             )
+        if args.conflict_figure:
+            panels = {
+                f"{curve.label}, {network}": cosines
+                for curve in curves
+                for network, cosines in read_conflict(curve.path).items()
+            }
+            cosine_figure(panels, curves[0].task_names).savefig(args.conflict_figure, dpi=100)
         summary = summarise(groups)
         if args.json and args.json != "-":
             Path(args.json).write_text(json.dumps(summary, indent=1) + "\n")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -21,7 +24,7 @@ SIZE = 1024
 def main(arguments: list[str]) -> int:
     """Exit code 0 when training works, 1 when something it needs does not."""
     Parser(prog="mtrl doctor", description=__doc__).parse_args(arguments)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     cores, threads = os.cpu_count() or 1, choose_threads("auto")
     torch.set_num_threads(threads)
@@ -90,18 +93,24 @@ def step_metaworld() -> str:
     return f"reach-v3 built, reset and stepped in {seconds:.1f} s, observations {observations.shape}"
 
 
-def render() -> str:
-    import mujoco
+RENDER = """
+import mujoco
+model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
+with mujoco.Renderer(model, 32, 32) as renderer:
+    renderer.update_scene(mujoco.MjData(model))
+    print(renderer.render().shape)
+"""
 
-    model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
-    with mujoco.Renderer(model, 32, 32) as renderer:
-        renderer.update_scene(mujoco.MjData(model))
-        return f"backend {os.environ.get('MUJOCO_GL', 'default')}, image {renderer.render().shape}"
+
+def render() -> str:
+    """In a process of its own: a missing OpenGL prints, and can take the process with it."""
+    done = subprocess.run([sys.executable, "-c", RENDER], capture_output=True, text=True, timeout=60)
+    if done.returncode != 0:
+        raise RuntimeError("no OpenGL context could be made")
+    return f"backend {os.environ.get('MUJOCO_GL', 'default')}, image {done.stdout.strip()}"
 
 
 def write_runs() -> str:
-    from pathlib import Path
-
     folder = Path("runs") if Path("runs").is_dir() else Path()
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{folder.resolve()} cannot be written")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from envs import Protocol, make_suite
+from envs import Protocol, SuiteError, make_suite
 from mtrl.commands.parser import Parser
 from mtrl.commands.tables import scores_table
 from mtrl.config import ConfigError
@@ -37,12 +37,19 @@ def main(arguments: list[str]) -> int:
     if args.workers != "auto" and not args.workers.isdigit():
         raise ConfigError(f"workers: {args.workers!r} is not valid; it must be >= 0, or auto")
 
+    if args.json and args.json != "-":
+        try:
+            Path(args.json).open("a").close()  # now, not after an hour of evaluation
+        except OSError as error:
+            raise ConfigError(f"json: {args.json} cannot be written ({error.strerror})") from None
+
     policy, status = find_policy(Path(args.run), args.checkpoint)
     try:
         protocol = Protocol.from_dict(policy.info["protocol"])
         seed = int(policy.info["seed"])
-    except (KeyError, TypeError):
-        raise PolicyError(f"{args.run}: the policy file tells no protocol to evaluate it under") from None
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = str(error) if isinstance(error, SuiteError) else "it tells none"
+        raise PolicyError(f"{args.run}: the policy file has no protocol to evaluate it under ({reason})") from None
     if args.seed is not None:
         protocol, seed = Protocol.from_dict({**protocol.to_dict(), "goal_seed": None}), args.seed
     if policy.task_names != protocol.task_names:
@@ -63,10 +70,7 @@ def main(arguments: list[str]) -> int:
         print(text)
         return 0
     if args.json:
-        try:
-            Path(args.json).write_text(text + "\n")
-        except OSError as error:
-            raise ConfigError(f"json: {args.json} cannot be written ({error.strerror})") from None
+        Path(args.json).write_text(text + "\n")
     title = f"{args.run} ({args.checkpoint}, {protocol.name})"
     console = Console()
     console.print(scores_table(scores, title))

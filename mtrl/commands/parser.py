@@ -17,6 +17,11 @@ from mtrl.config import ConfigError, TrainConfig, nearest
 
 # in a wheel the configs lie inside the package, in a checkout beside it
 CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+MOST_BYTES, MOST_VALUES = 2**20, 10_000  # of a config file
+WORDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "tuple": "a list",
+    "dict": "a mapping of names to values", "NoneType": "null",
+}  # fmt: skip
 FREE = "optimizer.options."  # keys below it belong to the optimizer's class, which checks them
 
 
@@ -24,17 +29,28 @@ class Parser(ArgumentParser):  # type: ignore[misc]
     """jsonargparse's parser, without the page of usage before an error."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(one_line(str(ex or message)))
+        raise ConfigError(explain(str(ex or message)))
+
+
+def explain(message: str) -> str:
+    """jsonargparse's several lines as one: the key, its value, what would be valid."""
+    text = re.sub(
+        r"<class '(\w+)'>", r"\1", one_line(message).replace('Parser key "', '"').replace(":;", ":")
+    )
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+    wrong = re.search(r'"([\w.]+)": (?:Expected|Does not).*?(?:Got|Given) value: ([^;]*)', text)
+    expected = re.findall(r"Expected an? (one of [^;]*?'(?=[.;])|\w+)", text)
+    if wrong and expected:
+        valid = " or ".join(dict.fromkeys(WORDS.get(word, word) for word in expected))
+        return f"{wrong[1]}: {wrong[2]} is not valid; it must be {valid}"
+    if unloaded := re.search(r'"([\w.]+)": Unable to load config (.*?);', text):
+        return f"{unloaded[1]}: {unloaded[2]} is not valid; it must be a mapping of names to values"
+    return re.sub(r"^argument --([\w.]+): expected one argument", r"\1: a value is missing", text)
 
 
 def one_line(message: str) -> str:
-    """jsonargparse's several lines as one: key, what it expected, what it got."""
-    lines = [line.strip(" -") for line in message.replace('Parser key "', '"').splitlines()]
-    lines = [
-        line for line in lines if line and not line.startswith(("Given value type", "Errors", "Subtypes"))
-    ]
-    text = re.sub(r"<class '(\w+)'>", r"\1", "; ".join(lines))
-    return re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text.replace(":; ", ": "))
+    """A message of several lines as one."""
+    return "; ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
 
 
 def config_names() -> dict[str, Path]:
@@ -99,15 +115,18 @@ def parse_train(arguments: Sequence[str]) -> Request:
     remaining = iter(arguments)
     for argument in remaining:
         option, equals, value = argument[2:].partition("=")
+        if option in ("config", "resume") and argument.startswith("--"):
+            value = value if equals else next(remaining, "")
+            if not value:
+                raise ConfigError(f"{option}: a value is missing")
         if not argument.startswith("--"):
             resolved.append(argument)
         elif option == "config":
-            path = find_config(value if equals else next(remaining, ""))
-            resolved.append(f"--config={json.dumps(load_config(path, known), default=str)}")
+            resolved.append(f"--config={json.dumps(load_config(find_config(value), known), default=str)}")
         elif option == "protocol.preset":
             preset = preset_fields(value if equals else next(remaining, ""))
         elif option == "resume":
-            run = Path(value if equals else next(remaining, ""))
+            run = Path(value)
             if not (run / "config.yaml").is_file():
                 raise ConfigError(f"resume: {str(run)!r} is no run's folder (it has no config.yaml)")
             check_file(run / "config.yaml", known)
@@ -129,11 +148,11 @@ def parse_train(arguments: Sequence[str]) -> Request:
     return Request(TrainConfig(**made), protocol, text, Path(resume) if resume else None, allow_changes)
 
 
-def changed_settings(before: str, now: str) -> list[str]:
-    """``key: old -> new`` for every setting that differs between two resolved configs; where a run lies
-    is no setting of it.
+def changed_settings(before: Path, now: str) -> list[str]:
+    """``key: old -> new`` for every setting that differs between a run's resolved config and another;
+    where a run lies is no setting of it.
     """
-    old, new = (dict(flat_items(yaml.safe_load(text))) for text in (before, now))
+    old, new = dict(flat_items(read_settings(before))), dict(flat_items(yaml.safe_load(now)))
     keys = [key for key in {**old, **new} if key != "run_dir" and old.get(key) != new.get(key)]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
 
@@ -151,14 +170,44 @@ def check_key(key: str, known: list[str]) -> None:
 
 def check_file(path: Path, known: list[str]) -> None:
     """Raise unless the file is YAML whose keys are all settings."""
+    for key, _ in flat_items(read_settings(path)):
+        check_key(key, known)
+
+
+def read_settings(path: Path) -> dict[Any, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, is no mapping, or is larger than a config ever is, also once
+            its references are followed.
+    """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise ConfigError(f"config: {path} has {size} bytes; a config has at most {MOST_BYTES}")
+        text = path.read_text()
+        if count_values(yaml.compose(text, Loader=yaml.SafeLoader), {}) > MOST_VALUES:
+            raise ConfigError(f"config: {path} has more than {MOST_VALUES} values, its references followed")
+        content = yaml.safe_load(text)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"config: {path} cannot be read as YAML ({one_line(str(error))})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"config: {path} holds no settings (a mapping of names to values)")
-    for key, _ in flat_items(content):
-        check_key(key, known)
+    return content
+
+
+def count_values(node: yaml.Node | None, counted: dict[int, int]) -> int:
+    """How many values a YAML node becomes, without making them; a node within itself is too many."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in counted:
+        counted[id(node)] = MOST_VALUES + 1
+        pairs = isinstance(node, yaml.MappingNode)
+        children = [child for pair in node.value for child in pair] if pairs else node.value
+        counted[id(node)] = 1 + sum(count_values(child, counted) for child in children)
+    return counted[id(node)]
 
 
 def flat_items(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -194,7 +243,7 @@ def with_base(path: Path, known: list[str], above: tuple[Path, ...]) -> dict[str
         chain = " -> ".join(str(p) for p in (*above[above.index(path) :], path))
         raise ConfigError(f"base: configs that are each other's base ({chain})")
     check_file(path, known)
-    own: dict[str, Any] = yaml.safe_load(path.read_text())
+    own: dict[str, Any] = read_settings(path)
     name = own.pop("base", None)
     if name is None:
         return own

@@ -1,0 +1,121 @@
+"""The commands as a user types them, on real Meta-World."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mtrl
+from mtrl.cli import main
+from mtrl.optimizers import OPTIMIZERS
+
+ROOT = Path(__file__).parents[1]
+MTRL = Path(sys.executable).with_name("mtrl")
+TASKS = {"reach-v3", "drawer-close-v3", "button-press-topdown-v3"}
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke config, by the installed command, in a folder that is not the project's."""
+    folder = tmp_path_factory.mktemp("somewhere")
+    done = subprocess.run(
+        [MTRL, "train", "--config", "smoke"], cwd=folder, capture_output=True, text=True, timeout=290
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return folder / "runs/custom/smoke/seed0"
+
+
+def test_the_smoke_config_leaves_a_complete_run(smoke: Path) -> None:
+    for name in ("config.yaml", "meta.json", "progress.csv", "eval.jsonl", "conflict.jsonl", "policy.safetensors"):
+        assert (smoke / name).stat().st_size > 0, name
+    assert list(smoke.glob("events.out.tfevents.*"))
+    assert (smoke / "STATUS").read_text().strip() == "DONE"
+    meta = json.loads((smoke / "meta.json").read_text())
+    assert meta["protocol"]["name"] == "custom3-v2-h100-random50"
+    assert meta["command"] == "mtrl train --config smoke"
+    steps = [json.loads(line)["steps_per_task"] for line in (smoke / "eval.jsonl").read_text().splitlines()]
+    assert steps == [1500, 3000]
+
+
+def test_a_run_is_evaluated_on_every_goal_once_by_default(smoke: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(smoke), "--json", "-"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert set(scores["tasks"]) == TASKS
+    for task in scores["tasks"].values():
+        assert set(task) == {"success", "success_at_end", "ci", "return", "steps_to_success", "episodes"}
+        assert task["episodes"] == 50
+        assert task["ci"][0] <= task["success"] <= task["ci"][1]
+    low, high = scores["mean_success_ci"]
+    assert low <= scores["mean_success"] <= high
+    assert scores["protocol"]["horizon"] == 100
+
+
+def test_another_seed_draws_other_goals(smoke: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    returns = []
+    for seed in ([], ["--seed", "0"], ["--seed", "7"]):
+        assert main(["evaluate", str(smoke), "--episodes", "3", "--json", "-", *seed]) == 0
+        tasks = json.loads(capsys.readouterr().out)["tasks"]
+        returns.append([task["return"] for task in tasks.values()])
+    assert returns[0] == returns[1]
+    assert returns[0] != returns[2]
+
+
+def test_a_finished_run_is_not_overwritten(smoke: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in smoke.iterdir()}
+    assert main(["train", "--config", "smoke", "--run_dir", str(smoke)]) == 2
+    error = capsys.readouterr().err
+    assert "finished" in error
+    assert "--seed" in error
+    assert error.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in smoke.iterdir() if path.name != ".lock"} == {
+        path: time for path, time in before.items() if path.name != ".lock"
+    }
+
+
+def test_runs_are_compared_by_label(smoke: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    figure = tmp_path / "curves.png"
+    assert main(["compare", str(smoke), "--json", "-", "--figure", str(figure)]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert list(summary) == ["smoke"]
+    assert summary["smoke"]["steps_per_task"] == 3000
+    assert figure.stat().st_size > 1000
+
+
+def test_the_list_names_every_optimizer_with_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "optimizers"]) == 0
+    text = re.sub(r"\s+", "", capsys.readouterr().out)
+    for name in OPTIMIZERS:
+        assert name in text or name.replace("_", "") in text
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mtrl {mtrl.__version__}\n"
+
+
+def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    report = capsys.readouterr().out
+    assert "metaworld  ok" in report
+    assert "GFLOP/s bf16" in report
+
+
+def test_the_readme_s_python_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "policy.safetensors").exists()
+
+
+def test_the_readme_s_tree_is_the_tree() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for folder in ("mtrl", "envs"):
+        for path in (ROOT / folder).glob("*.py"):
+            if path.name != "__init__.py":
+                assert path.name in readme, f"{folder}/{path.name} is not in the README"

@@ -1,0 +1,74 @@
+"""kill -9 at twenty moments, among them inside a checkpoint's write: nothing is lost, nothing differs."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from tiny_runs import POINT, train, train_in_child, written
+
+KILLS = 20
+INSIDE = range(0, KILLS, 4)  # kills that wait for a file that is being written
+ARGUMENTS = [*POINT, "--total_steps_per_task=300", "--checkpoint_every=0.0001", "--log_every=20"]
+
+
+def test_a_run_killed_at_twenty_moments_always_ends_with_the_bytes_of_the_undisturbed_run(tmp_path):
+    assert train(tmp_path / "whole", base=ARGUMENTS) == 0
+    expected = written(tmp_path / "whole")
+    # its children are forks of a process that has imported everything: real processes that start at once
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mtrl.commands.train", "tiny_runs"])
+    moments = random.Random(0)
+    kills, torn, finished = 0, 0, []
+    while kills < KILLS:
+        run = tmp_path / f"run-{len(finished)}"
+        child = context.Process(target=train_in_child, args=([*ARGUMENTS, f"--run_dir={run}"],))
+        child.start()
+        if killed(child, run, moments, inside=kills in INSIDE):
+            kills += 1
+            torn += is_torn(run / "checkpoint")
+        else:
+            assert child.exitcode == 0
+            finished.append(run)
+    if run not in finished:
+        assert train(run, base=ARGUMENTS) == 0
+        finished.append(run)
+    for run in finished:
+        assert written(run) == expected
+    assert torn > 0  # at least one left a checkpoint that was not whole
+
+
+def killed(child: BaseProcess, run: Path, moments: random.Random, inside: bool) -> bool:
+    """Kill the child at a random moment of its training; False when it was done before."""
+    before = newest(run)
+    while newest(run) == before and child.exitcode is None:
+        time.sleep(0.001)
+    moment = time.monotonic() + moments.uniform(0, 0.3)
+    while child.exitcode is None and time.monotonic() < moment:
+        time.sleep(0.001)
+    while inside and child.exitcode is None and not any((run / "checkpoint").glob("*.tmp")):
+        pass
+    child.kill()
+    child.join()
+    return child.exitcode == -9
+
+
+def newest(run: Path) -> float:
+    return max((path.stat().st_mtime_ns for path in manifests(run / "checkpoint")), default=0)
+
+
+def manifests(folder: Path) -> list[Path]:
+    return list(folder.glob("manifest-*.json"))
+
+
+def is_torn(folder: Path) -> bool:
+    """Whether there is a file that no manifest names: a checkpoint was being written."""
+    named = set()
+    for path in manifests(folder):
+        manifest = json.loads(path.read_text())
+        named |= {path.name, *(entry["name"] for entry in [manifest["state"], *manifest["segments"]])}
+    return any(path.name not in named for path in folder.iterdir())

@@ -1,0 +1,224 @@
+"""Runs that are stopped and go on: every time to the same bytes, rows and scalars as undisturbed ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_runs import POINT, at_step, status, train, written
+
+METAWORLD = [
+    "--config=smoke", "--protocol.tasks=[reach-v3, drawer-open-v3]", "--protocol.horizon=50", "--protocol.num_goals=2",
+    "--total_steps_per_task=90", "--warmup_steps=20", "--log_every=15", "--eval_every=45", "--eval_episodes=1",
+    "--diagnostics_every=15", "--replay.batch_size=8", "--agent.actor.hidden=[8]", "--agent.critic.hidden=[8]",
+]  # fmt: skip
+
+
+def send(number: int):
+    return lambda trainer: os.kill(os.getpid(), number)
+
+
+def kill_worker(trainer):
+    os.kill(trainer.envs._groups[0].pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What the tiny run writes when nothing happens."""
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    assert train(folder) == 0
+    return written(folder)
+
+
+@pytest.mark.parametrize("optimizer", ["unitary", "pcgrad", "cagrad", "famo", "gradvac", "uncertainty", "nash_mtl"])
+def test_n_steps_resume_n_steps_equal_2n_steps_mid_episode(tmp_path, monkeypatch, optimizer):
+    option = f"--optimizer.name={optimizer}"
+    assert train(tmp_path / "whole", option) == 0
+    at_step(monkeypatch, 71, send(signal.SIGTERM))
+    assert train(tmp_path / "halves", option) == 4
+    assert train(tmp_path / "halves", option) == 0
+    assert written(tmp_path / "halves") == written(tmp_path / "whole")
+
+
+def test_resume_is_exact_with_every_other_state_there_is(tmp_path, monkeypatch):
+    options = [
+        "--agent.actor.dropout=0.1", "--agent.critic.dropout=0.1", "--agent.task_input=heads", "--agent.reward_scale=sigma",
+        "--replay.sampling=uniform", "--replay.capacity=50", "--updates_per_step=2", "--agent.temperature.shared=true",
+    ]  # fmt: skip
+    assert train(tmp_path / "whole", *options) == 0
+    at_step(monkeypatch, 71, send(signal.SIGUSR1))
+    assert train(tmp_path / "halves", *options) == 4
+    assert train(tmp_path / "halves", *options) == 0
+    assert written(tmp_path / "halves") == written(tmp_path / "whole")
+
+
+def test_resume_of_meta_world_is_exact_mid_episode_in_process_and_in_subprocesses(tmp_path, monkeypatch):
+    assert train(tmp_path / "whole", "--workers=0", base=METAWORLD) == 0
+    expected = written(tmp_path / "whole")
+    for workers in ("--workers=0", "--workers=1"):
+        folder = tmp_path / workers
+        with monkeypatch.context() as patch:
+            at_step(patch, 67, send(signal.SIGTERM))
+            assert train(folder, workers, base=METAWORLD) == 4
+        assert train(folder, workers, base=METAWORLD) == 0
+        assert written(folder) == expected
+
+
+def test_a_policys_bytes_do_not_depend_on_the_checkpoint_interval_or_the_place(tmp_path, undisturbed):
+    assert train(tmp_path / "often", "--checkpoint_every=0.0001") == 0
+    assert written(tmp_path / "often") == undisturbed
+
+
+def test_an_interrupted_run_is_marked_has_a_policy_and_goes_on_by_resume(tmp_path, monkeypatch, capfd, undisturbed):
+    run = tmp_path / "run"
+    at_step(monkeypatch, 50, send(signal.SIGINT))
+    assert train(run) == 4
+    assert status(run).startswith("INTERRUPTED by SIGINT at 51 steps per task")
+    assert (run / "policy.safetensors").is_file()
+    assert "stopping after this step" in capfd.readouterr().err
+    from mtrl import cli
+
+    assert cli.main(["train", f"--resume={run}"]) == 0
+    assert written(run) == undisturbed
+    assert status(run).startswith("DONE")
+
+
+def test_signals_are_the_processs_own_again_after_training(tmp_path):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert train(tmp_path / "run", "--total_steps_per_task=2") == 0
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_ctrl_c_twice_stops_at_once_and_the_newest_checkpoint_stands(tmp_path, monkeypatch, capfd, undisturbed):
+    run = tmp_path / "run"
+
+    def twice(trainer):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_step(monkeypatch, 50, twice)
+    assert train(run) == 4
+    assert "interrupted at once; the newest checkpoint is of step 0" in capfd.readouterr().err
+    assert status(run).startswith("INTERRUPTED at once")
+    assert train(run) == 0
+    assert written(run) == undisturbed
+
+
+def test_a_killed_worker_is_started_again_and_nothing_is_lost(tmp_path, monkeypatch, capfd, undisturbed):
+    at_step(monkeypatch, 70, kill_worker)
+    assert train(tmp_path / "run", "--workers=2", "--checkpoint_every=0.0001") == 0
+    error = capfd.readouterr().err
+    assert "the worker process of point-reach, point-mirror, point-swap has died (exit code -9); started again" in error
+    assert written(tmp_path / "run") == undisturbed
+
+
+def test_workers_that_die_again_and_again_end_the_run_which_can_go_on(tmp_path, monkeypatch, capfd, undisturbed):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        for step in (60, 70, 80):  # three deaths, no checkpoint in between
+            at_step(patch, step, kill_worker)
+        assert train(run, "--workers=1") == 1
+    assert "has died (exit code -9); the newest checkpoint is of step 0 per task" in capfd.readouterr().err
+    assert status(run).startswith("FAILED the worker process")
+    assert train(run, "--workers=1") == 0
+    assert written(run) == undisturbed
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_from_step_0(tmp_path, monkeypatch, undisturbed):
+    run = tmp_path / "run"
+
+    def no_checkpoint(*arguments):
+        raise OSError("nothing can be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtrl.checkpoint.Checkpoints.save", no_checkpoint)
+        assert train(run) == 1
+    assert not (run / "checkpoint").exists()
+    assert train(run) == 0
+    assert written(run) == undisturbed
+
+
+def test_a_finished_run_is_never_trained_again(tmp_path, capfd, undisturbed):
+    from mtrl import cli
+
+    run = tmp_path / "run"
+    assert train(run) == 0
+    capfd.readouterr()
+    assert cli.main(["train", f"--resume={run}"]) == 0
+    assert "is finished already" in capfd.readouterr().out
+    assert train(run) == 2
+    assert "holds a finished run; nothing was changed: choose another --seed" in capfd.readouterr().err
+    assert written(run) == undisturbed
+
+
+def test_changed_settings_are_named_and_refused_unless_allowed_and_then_recorded(tmp_path, monkeypatch, capfd):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 50, send(signal.SIGTERM))
+        assert train(run) == 4
+    capfd.readouterr()
+    assert train(run, "--agent.tau=0.5") == 2
+    assert "agent.tau: 0.02 -> 0.5" in capfd.readouterr().err
+    assert train(run, "--agent.tau=0.5", "--allow_changes") == 0
+    (resumed,) = json.loads((run / "meta.json").read_text())["resumed"]
+    assert resumed["steps_per_task"] == 51
+    assert resumed["changes"] == ["agent.tau: 0.02 -> 0.5"]
+    assert "tau: 0.5" in (run / "config.yaml").read_text()
+
+
+def test_a_change_that_no_checkpoint_fits_is_refused_and_the_run_stays_as_it_was(
+    tmp_path, monkeypatch, capfd, undisturbed
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 50, send(signal.SIGTERM))
+        assert train(run) == 4
+    assert train(run, "--agent.critic.hidden=[9]", "--allow_changes") == 2
+    assert "the checkpoint does not fit this run" in capfd.readouterr().err
+    assert status(run).startswith("INTERRUPTED")
+    assert train(run) == 0
+    assert written(run) == undisturbed
+
+
+def test_a_second_process_on_a_folder_is_refused_and_disturbs_nothing(tmp_path, monkeypatch, undisturbed):
+    run, second = tmp_path / "run", []
+
+    def start_another(trainer):
+        command = [sys.executable, "-m", "mtrl.cli", "train", *POINT, f"--run_dir={run}"]
+        second.append(subprocess.run(command, capture_output=True, text=True, check=False))
+
+    at_step(monkeypatch, 50, start_another)
+    assert train(run) == 0
+    assert second[0].returncode == 2
+    assert second[0].stderr == f"mtrl: run_dir: another process is training in {run}\n"
+    assert written(run) == undisturbed
+
+
+def test_sigterm_ends_the_command_with_exit_code_4(tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "mtrl.cli", "train", *POINT, f"--run_dir={run}", "--total_steps_per_task=100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(run / "progress.csv", process)
+        process.terminate()
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert "stopped by SIGTERM; policy and checkpoint are saved" in output
+    assert "Traceback" not in errors
+    assert int(newest_step(run)) > 0
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    import time
+
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def newest_step(run: Path) -> int:
+    return max(int(path.stem.split("-")[1]) for path in (run / "checkpoint").glob("manifest-*.json"))
