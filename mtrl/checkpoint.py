@@ -104,12 +104,15 @@ class Checkpoints:
         problems = []
         for path in self._manifests():
             try:
-                return self._load(path, replay)
+                state = self._load(path, replay)
             except (CheckpointError, OSError) as error:
-                problems.append(f"{path.name}: {error}")
-                warn(f"checkpoint {path.name} is not complete: {error}")
+                problems.append(f"{path.name} is not complete: {error}")
+            else:
+                for problem in problems:
+                    warn(f"checkpoint {problem}")
+                return state
         if problems:
-            raise CheckpointError(f"{self.folder}: no complete checkpoint ({problems[0]})")
+            raise CheckpointError(f"{self.folder}: no checkpoint can be used ({problems[0]})")
         return None
 
     def newest_step(self) -> int | None:

@@ -8,9 +8,10 @@ would be valid.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
@@ -26,6 +27,13 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 def _check(condition: bool, key: str, value: object, valid: str) -> None:
     if not condition:
         raise ConfigError(f"{key}: {value!r} is not valid; it must be {valid}")
+
+
+def _check_choices(config: object) -> None:
+    """Raise unless every field that lists its values has one of them."""
+    for key, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal:
+            _check(getattr(config, key) in get_args(hint), key, getattr(config, key), f"one of {get_args(hint)}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class NetworkConfig:
     max_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         object.__setattr__(self, "hidden", tuple(self.hidden))
         _check(all(width > 0 for width in self.hidden), "hidden", self.hidden, "a list of positive widths")
         _check(self.blocks >= 0, "blocks", self.blocks, ">= 0")
@@ -77,7 +86,7 @@ class NetworkConfig:
             "0 where there is no hidden layer",
         )
         _check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
-        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
+        _check(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "> 0 and finite")
         _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
         _check(
             self.max_grad_norm is None or self.max_grad_norm > 0,
@@ -167,8 +176,9 @@ class TemperatureConfig:
     combine: bool = False
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check(self.initial > 0, "initial", self.initial, "> 0")
-        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "> 0")
+        _check(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "> 0 and finite")
 
 
 @dataclass(frozen=True)
@@ -210,6 +220,7 @@ class AgentConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check(0 <= self.gamma < 1, "agent.gamma", self.gamma, "in [0, 1)")
         _check(0 < self.tau <= 1, "agent.tau", self.tau, "in (0, 1]")
         _check(self.embedding_dim >= 1, "agent.embedding_dim", self.embedding_dim, ">= 1")
@@ -233,6 +244,7 @@ class ReplayConfig:
     sampling: Literal["balanced", "uniform"] = "balanced"
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check(self.capacity >= 1, "replay.capacity", self.capacity, ">= 1")
         _check(self.batch_size >= 1, "replay.batch_size", self.batch_size, ">= 1")
         _check(
@@ -294,6 +306,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         for key, low in {
             "seed": 0, "total_steps_per_task": 1, "warmup_steps": 1, "warmup_updates": 0, "updates_per_step": 1,
             "eval_every": 0, "eval_episodes": 1, "log_every": 1, "checkpoint_every": 0, "diagnostics_every": 0,

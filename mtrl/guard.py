@@ -48,9 +48,7 @@ class GuardCallback(TrainerCallback):
 
     def _on_step(self) -> bool:
         rewards = self.trainer.agent.rewards.on_store(torch.as_tensor(self.locals["rewards"])).abs()
-        self._require(rewards.isfinite(), "environment: the reward is not finite")
-        observations = torch.as_tensor(self.locals["new_obs"])
-        self._require(observations.isfinite().all(1), "environment: the observation is not finite")
+        self._check_environments(rewards, torch.as_tensor(self.locals["new_obs"]))
         seen = self.largest_reward
         self.largest_reward = rewards if seen is None else torch.maximum(seen, rewards)
         return super()._on_step()
@@ -66,6 +64,12 @@ class GuardCallback(TrainerCallback):
 
     def _on_training_end(self) -> None:
         self.due()
+
+    def _check_environments(self, rewards: Tensor, observations: Tensor) -> None:
+        good = rewards.isfinite() & observations.isfinite().all(1)
+        if not good.all():
+            self.check_now()  # a network that is not finite makes the environments so
+            self._require(good, "environment: a reward or observation is not finite")
 
     def check_now(self) -> None:
         """The finite checks alone: what must hold before anything is saved."""

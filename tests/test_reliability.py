@@ -7,13 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from tiny_runs import POINT, at_step, status, train, written
 
+from mtrl import cli
+
 METAWORLD = [
-    "--config=smoke", "--protocol.tasks=[reach-v3, drawer-open-v3]", "--protocol.horizon=50", "--protocol.num_goals=2",
+    "--protocol.suite=custom", "--protocol.tasks=[reach-v3, drawer-open-v3]", "--threads=1",
+    "--protocol.horizon=50", "--protocol.num_goals=2",
     "--total_steps_per_task=90", "--warmup_steps=20", "--log_every=15", "--eval_every=45", "--eval_episodes=1",
     "--diagnostics_every=15", "--replay.batch_size=8", "--agent.actor.hidden=[8]", "--agent.critic.hidden=[8]",
 ]  # fmt: skip
@@ -35,7 +39,9 @@ def undisturbed(tmp_path_factory):
     return written(folder)
 
 
-@pytest.mark.parametrize("optimizer", ["unitary", "pcgrad", "cagrad", "famo", "gradvac", "uncertainty", "nash_mtl"])
+@pytest.mark.parametrize(
+    "optimizer", ["unitary", "pcgrad", "cagrad", "famo", "gradvac", "uncertainty", "nash_mtl"]
+)
 def test_n_steps_resume_n_steps_equal_2n_steps_mid_episode(tmp_path, monkeypatch, optimizer):
     option = f"--optimizer.name={optimizer}"
     assert train(tmp_path / "whole", option) == 0
@@ -47,7 +53,8 @@ def test_n_steps_resume_n_steps_equal_2n_steps_mid_episode(tmp_path, monkeypatch
 
 def test_resume_is_exact_with_every_other_state_there_is(tmp_path, monkeypatch):
     options = [
-        "--agent.actor.dropout=0.1", "--agent.critic.dropout=0.1", "--agent.task_input=heads", "--agent.reward_scale=sigma",
+        "--agent.actor.dropout=0.1", "--agent.critic.dropout=0.1", "--agent.task_input=heads",
+        "--agent.reward_scale=sigma",
         "--replay.sampling=uniform", "--replay.capacity=50", "--updates_per_step=2", "--agent.temperature.shared=true",
     ]  # fmt: skip
     assert train(tmp_path / "whole", *options) == 0
@@ -74,15 +81,15 @@ def test_a_policys_bytes_do_not_depend_on_the_checkpoint_interval_or_the_place(t
     assert written(tmp_path / "often") == undisturbed
 
 
-def test_an_interrupted_run_is_marked_has_a_policy_and_goes_on_by_resume(tmp_path, monkeypatch, capfd, undisturbed):
+def test_an_interrupted_run_is_marked_has_a_policy_and_goes_on_by_resume(
+    tmp_path, monkeypatch, capfd, undisturbed
+):
     run = tmp_path / "run"
     at_step(monkeypatch, 50, send(signal.SIGINT))
     assert train(run) == 4
     assert status(run).startswith("INTERRUPTED by SIGINT at 51 steps per task")
     assert (run / "policy.safetensors").is_file()
     assert "stopping after this step" in capfd.readouterr().err
-    from mtrl import cli
-
     assert cli.main(["train", f"--resume={run}"]) == 0
     assert written(run) == undisturbed
     assert status(run).startswith("DONE")
@@ -94,7 +101,9 @@ def test_signals_are_the_processs_own_again_after_training(tmp_path):
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
 
 
-def test_ctrl_c_twice_stops_at_once_and_the_newest_checkpoint_stands(tmp_path, monkeypatch, capfd, undisturbed):
+def test_ctrl_c_twice_stops_at_once_and_the_newest_checkpoint_stands(
+    tmp_path, monkeypatch, capfd, undisturbed
+):
     run = tmp_path / "run"
 
     def twice(trainer):
@@ -113,11 +122,16 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(tmp_path, monkeypa
     at_step(monkeypatch, 70, kill_worker)
     assert train(tmp_path / "run", "--workers=2", "--checkpoint_every=0.0001") == 0
     error = capfd.readouterr().err
-    assert "the worker process of point-reach, point-mirror, point-swap has died (exit code -9); started again" in error
+    assert (
+        "the worker process of point-reach, point-mirror, point-swap has died (exit code -9); started again"
+        in error
+    )
     assert written(tmp_path / "run") == undisturbed
 
 
-def test_workers_that_die_again_and_again_end_the_run_which_can_go_on(tmp_path, monkeypatch, capfd, undisturbed):
+def test_workers_that_die_again_and_again_end_the_run_which_can_go_on(
+    tmp_path, monkeypatch, capfd, undisturbed
+):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         for step in (60, 70, 80):  # three deaths, no checkpoint in between
@@ -129,7 +143,9 @@ def test_workers_that_die_again_and_again_end_the_run_which_can_go_on(tmp_path, 
     assert written(run) == undisturbed
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again_from_step_0(tmp_path, monkeypatch, undisturbed):
+def test_a_run_killed_before_its_first_checkpoint_starts_again_from_step_0(
+    tmp_path, monkeypatch, undisturbed
+):
     run = tmp_path / "run"
 
     def no_checkpoint(*arguments):
@@ -144,8 +160,6 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_from_step_0(tmp_p
 
 
 def test_a_finished_run_is_never_trained_again(tmp_path, capfd, undisturbed):
-    from mtrl import cli
-
     run = tmp_path / "run"
     assert train(run) == 0
     capfd.readouterr()
@@ -156,18 +170,20 @@ def test_a_finished_run_is_never_trained_again(tmp_path, capfd, undisturbed):
     assert written(run) == undisturbed
 
 
-def test_changed_settings_are_named_and_refused_unless_allowed_and_then_recorded(tmp_path, monkeypatch, capfd):
+def test_changed_settings_are_named_and_refused_unless_allowed_and_then_recorded(
+    tmp_path, monkeypatch, capfd
+):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         at_step(patch, 50, send(signal.SIGTERM))
         assert train(run) == 4
     capfd.readouterr()
     assert train(run, "--agent.tau=0.5") == 2
-    assert "agent.tau: 0.02 -> 0.5" in capfd.readouterr().err
+    assert "agent.tau: 0.005 -> 0.5" in capfd.readouterr().err
     assert train(run, "--agent.tau=0.5", "--allow_changes") == 0
     (resumed,) = json.loads((run / "meta.json").read_text())["resumed"]
     assert resumed["steps_per_task"] == 51
-    assert resumed["changes"] == ["agent.tau: 0.02 -> 0.5"]
+    assert resumed["changes"] == ["agent.tau: 0.005 -> 0.5"]
     assert "tau: 0.5" in (run / "config.yaml").read_text()
 
 
@@ -201,7 +217,15 @@ def test_a_second_process_on_a_folder_is_refused_and_disturbs_nothing(tmp_path, 
 
 def test_sigterm_ends_the_command_with_exit_code_4(tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "mtrl.cli", "train", *POINT, f"--run_dir={run}", "--total_steps_per_task=100000"]
+    command = [
+        sys.executable,
+        "-m",
+        "mtrl.cli",
+        "train",
+        *POINT,
+        f"--run_dir={run}",
+        "--total_steps_per_task=100000",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for(run / "progress.csv", process)
         process.terminate()
@@ -213,8 +237,6 @@ def test_sigterm_ends_the_command_with_exit_code_4(tmp_path):
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    import time
-
     while not path.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)

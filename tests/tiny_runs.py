@@ -16,7 +16,8 @@ from mtrl.train import Trainer
 
 STEPS = 120
 POINT = [
-    "--config=point", "--protocol.num_goals=3", f"--total_steps_per_task={STEPS}", "--warmup_steps=40", "--log_every=20",
+    "--protocol.suite=point", "--protocol.horizon=30", "--protocol.num_goals=3", "--threads=1", "--agent.gamma=0.9",
+    f"--total_steps_per_task={STEPS}", "--warmup_steps=40", "--log_every=20",
     "--eval_every=60", "--eval_episodes=1", "--diagnostics_every=30", "--replay.batch_size=8",
     "--agent.actor.hidden=[8]", "--agent.critic.hidden=[8]",
 ]  # fmt: skip

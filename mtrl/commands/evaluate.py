@@ -63,7 +63,8 @@ def main(arguments: list[str]) -> int:
     finally:
         envs.close()
 
-    described = {**protocol.to_dict(), "name": protocol.name, "goal_seed": protocol.goal_seed or seed}
+    goal_seed = seed if protocol.goal_seed is None else protocol.goal_seed
+    described = {**protocol.to_dict(), "name": protocol.name, "goal_seed": goal_seed}
     result = {"protocol": described, "checkpoint": args.checkpoint, "run_status": status, **scores.to_dict()}
     text = json.dumps(result, indent=1)
     if args.json == "-":

@@ -223,6 +223,7 @@ class Session:
         try:
             self.trainer.learn(total, list(self.callbacks.values()))
         except NotFiniteError as error:
+            self.guard.check_now()  # an actor that is not finite is the cause, not the environment
             self.guard.diverged(str(error))
         except WorkerDiedError as error:
             step = self.run.checkpoints.newest_step()
