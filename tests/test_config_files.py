@@ -8,7 +8,7 @@ import yaml
 from envs import PRESETS, Protocol, SuiteError
 from mtrl.cli import main
 from mtrl.commands.parser import parse_train
-from mtrl.config import ConfigError
+from mtrl.config import AgentConfig, ConfigError
 
 
 @pytest.fixture
@@ -39,7 +39,8 @@ def test_the_command_line_goes_above_config_and_base(write):
     path = write(top="base: point\nagent: {gamma: 0.5}")
     request = parse_train(["--config", path, "--agent.gamma", "0.25"])
     assert request.config.agent.gamma == 0.25
-    assert request.config.agent.tau == 0.02  # the base's
+    assert request.config.agent.tau == parse_train(["--config", "point"]).config.agent.tau
+    assert request.config.agent.tau != AgentConfig().tau
 
 
 def test_another_optimizer_drops_the_options_of_the_bases(write):
