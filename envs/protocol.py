@@ -15,6 +15,19 @@ METAWORLD_HORIZON = 500
 MOST_GOALS = 100_000
 
 
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {"goals": "fixed", "horizon": 150},
+    "brc": {"goals": "fixed", "horizon": 200, "reward": "v2"},
+    "metaworld_plus": {"goals": "random", "num_goals": 50, "horizon": METAWORLD_HORIZON, "reward": "v2"},
+}
+"""Published protocols by name, for any suite; what they leave open keeps `Protocol`'s defaults.
+
+paper: Kurin et al. 2022 (arXiv 2201.04122), which had reward v1 (left open: the point tasks have none).
+brc: Nauman et al. 2025 (arXiv 2505.23150). Both evaluate one episode per task, exact for a fixed goal.
+metaworld_plus: McLean et al. 2025 (arXiv 2505.11289); the final policy meets each of the 50 goals once.
+"""
+
+
 class SuiteError(ValueError):
     """A suite cannot be built, stepped or restored as asked; the message is one line fit for a user."""
 
@@ -110,6 +123,14 @@ class Protocol:
         if self.reward == "v1" and not simulated:
             raise SuiteError("reward: 'v1' is Meta-World's; the point tasks have one reward, under 'v2'")
 
+    @classmethod
+    def named(cls, preset: str, **fields: Any) -> Protocol:
+        """A published protocol of `PRESETS`, with the fields that differ: `named("paper", suite="mt50")`.
+
+        Raises `SuiteError` for an unknown preset.
+        """
+        return cls(**{**preset_fields(preset), **fields})
+
     @property
     def task_names(self) -> tuple[str, ...]:
         """The tasks in order, in full (`reach-v3`)."""
@@ -140,6 +161,15 @@ class Protocol:
                     f"protocol has no setting {key!r}{_nearest(key, known)}; it has {', '.join(known)}"
                 )
         return cls(**values)
+
+
+def preset_fields(preset: object) -> Mapping[str, Any]:
+    """What a preset sets. Raises `SuiteError` when there is none of that name, with the nearest."""
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise SuiteError(
+            f"protocol.preset: {preset!r} is not one of {', '.join(PRESETS)}{_nearest(str(preset), PRESETS)}"
+        )
+    return PRESETS[preset]
 
 
 def _task(key: str, name: object) -> str:

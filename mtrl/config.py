@@ -43,14 +43,20 @@ class NetworkConfig:
     Args:
         hidden: widths of the hidden layers.
         activation: the non-linearity behind each hidden layer.
-        layer_norm: LayerNorm before each activation (Ba et al. 2016); what keeps a critic's
-            values bounded at high update-to-data ratios (Ball et al. 2023, arXiv 2302.02948).
+        blocks: residual blocks behind the hidden layers, of the last one's width: each is linear,
+            activation, linear, and adds what came in. With ``layer_norm`` and one hidden layer this
+            is the network of BRO (Nauman et al. 2024, arXiv 2405.16158) and BRC (2505.23150).
+        layer_norm: LayerNorm before each activation (Ba et al. 2016) and behind each linear layer of
+            a block; what keeps a critic's values bounded at high update-to-data ratios (Ball et al.
+            2023, arXiv 2302.02948).
         dropout: probability that a hidden unit is dropped in an update, before LayerNorm as in
             DroQ (Hiraoka et al. 2022, arXiv 2110.02034); acting never drops.
         init: ``torch`` (uniform ±1/√fan_in), ``xavier`` (uniform, zero biases: the paper's) or
             ``orthogonal`` (gain √2, last layer 0.01 for the actor and 1 for the critic, zero biases).
         learning_rate: of Adam.
-        weight_decay: coefficient λ; never on biases and LayerNorm's parameters.
+        weight_decay: coefficient λ.
+        decay_on: ``matrices`` spares biases, LayerNorm's parameters and embeddings; ``as_published``
+            decays every parameter, as torch's own ``weight_decay`` and the paper do.
         decay: ``coupled`` adds λθ to the gradient (L2; the paper's), ``decoupled`` shrinks the
             weights beside it (AdamW, Loshchilov & Hutter 2019, arXiv 1711.05101).
         max_grad_norm: the combined gradient is scaled down to this 2-norm; None leaves it.
@@ -58,11 +64,13 @@ class NetworkConfig:
 
     hidden: tuple[int, ...] = (256, 256, 256)
     activation: Literal["relu", "tanh", "silu", "gelu", "elu"] = "relu"
+    blocks: int = 0
     layer_norm: bool = False
     dropout: float = 0.0
     init: Literal["torch", "xavier", "orthogonal"] = "orthogonal"
     learning_rate: float = 3e-4
     weight_decay: float = 0.0
+    decay_on: Literal["matrices", "as_published"] = "matrices"
     decay: Literal["coupled", "decoupled"] = "decoupled"
     max_grad_norm: float | None = None
 
@@ -70,6 +78,13 @@ class NetworkConfig:
         _check_choices(self)
         object.__setattr__(self, "hidden", tuple(self.hidden))
         _check(all(width > 0 for width in self.hidden), "hidden", self.hidden, "a list of positive widths")
+        _check(self.blocks >= 0, "blocks", self.blocks, ">= 0")
+        _check(
+            self.blocks == 0 or len(self.hidden) > 0,
+            "blocks",
+            self.blocks,
+            "0 where there is no hidden layer",
+        )
         _check(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         _check(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "> 0 and finite")
         _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
@@ -77,6 +92,11 @@ class NetworkConfig:
             self.max_grad_norm is None or self.max_grad_norm > 0,
             "max_grad_norm", self.max_grad_norm, "> 0, or null",
         )  # fmt: skip
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of every layer but the last: the hidden ones, then two for each block."""
+        return self.hidden + self.hidden[-1:] * (2 * self.blocks)
 
 
 @dataclass(frozen=True)
@@ -105,15 +125,32 @@ class CriticConfig(NetworkConfig):
     """The critics.
 
     Args:
-        ensemble: how many; the target and the actor take their minimum (Fujimoto et al. 2018).
+        ensemble: how many.
+        reduction: what the target and the actor take of their values: ``min`` (Fujimoto et al. 2018,
+            arXiv 1802.09477) against overestimation, or ``mean``, which needs other means against it
+            and underestimates less (BRC). With ``loss: distributional`` the whole distributions: of
+            the critic whose value is smaller, or their average.
+        loss: ``squared`` error of one number; or cross-entropy of ``atoms`` logits against the Bellman
+            target as probabilities: ``distributional`` shifts and projects the next state's
+            distribution (C51, BRC), ``two_hot`` and ``hl_gauss`` spread the scalar target over the
+            atoms around it. Its gradient does not grow with the error, so no task with large rewards
+            drowns the others; see :mod:`mtrl.categorical` for the sources.
+        atoms, support: the number of atoms and v, the grid being even on [-v, v]. Values beyond are
+            cut off, so it wants rewards that are scaled to it (``reward_scale: return`` gives ±10).
     """
 
     layer_norm: bool = True
     ensemble: int = 2
+    reduction: Literal["min", "mean"] = "min"
+    loss: Literal["squared", "distributional", "two_hot", "hl_gauss"] = "squared"
+    atoms: int = 101
+    support: float = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self.ensemble >= 1, "ensemble", self.ensemble, ">= 1")
+        _check(self.atoms >= 2, "atoms", self.atoms, ">= 2")
+        _check(self.support > 0, "support", self.support, "> 0")
 
 
 @dataclass(frozen=True)
@@ -156,8 +193,16 @@ class AgentConfig:
             layer on a shared trunk; ``none`` hides the task.
         reward_scale: what a sampled reward is divided by, per task; the buffer keeps raw rewards.
             ``none``; ``sigma``: its running standard deviation (the paper's buffer normalisation);
+            ``ema``: divided before it is stored, by a moving average's standard deviation, as the
+            older suites do: what lies in the buffer keeps the scale of its time;
             ``return``: the largest discounted return seen plus what entropy can add, over 10
             (BRC, arXiv 2505.23150): all tasks' values then lie within ±10.
+        ema_coefficient: of the moving average of ``ema``, per reward; results depend on it strongly
+            (Kurin et al. 2022).
+        target_clip: cut a task's Bellman targets to its largest reward so far over (1 − γ), both as
+            scaled: more no policy can return (the paper's runs of IMTL). It leaves out the entropy's
+            share, as published, and holds for tasks that never terminate or whose best reward is
+            positive.
         precision: of the matrix products of an update; weights, losses, targets and everything that
             acts stay in float32. ``bf16`` pays where the processor has it (``mtrl doctor``).
     """
@@ -169,7 +214,9 @@ class AgentConfig:
     tau: float = 0.005
     task_input: Literal["one_hot", "embedding", "heads", "none"] = "one_hot"
     embedding_dim: int = 32
-    reward_scale: Literal["none", "sigma", "return"] = "return"
+    reward_scale: Literal["none", "ema", "sigma", "return"] = "return"
+    ema_coefficient: float = 0.001
+    target_clip: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
@@ -177,6 +224,7 @@ class AgentConfig:
         _check(0 <= self.gamma < 1, "agent.gamma", self.gamma, "in [0, 1)")
         _check(0 < self.tau <= 1, "agent.tau", self.tau, "in (0, 1]")
         _check(self.embedding_dim >= 1, "agent.embedding_dim", self.embedding_dim, ">= 1")
+        _check(0 < self.ema_coefficient <= 1, "agent.ema_coefficient", self.ema_coefficient, "in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -185,19 +233,24 @@ class ReplayConfig:
 
     Args:
         capacity: transitions kept per task.
-        batch_size: rows per task in an update.
+        batch_size: rows per task in an update; with ``uniform`` sampling their mean, fractions allowed
+            (1280 rows of 50 tasks are 25.6).
         sampling: ``balanced`` draws exactly ``batch_size`` rows of each task; ``uniform`` draws
             ``batch_size × T`` rows from all (the paper's), so that a task's share varies.
     """
 
     capacity: int = 100_000
-    batch_size: int = 64
+    batch_size: int | float = 64
     sampling: Literal["balanced", "uniform"] = "balanced"
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check(self.capacity >= 1, "replay.capacity", self.capacity, ">= 1")
         _check(self.batch_size >= 1, "replay.batch_size", self.batch_size, ">= 1")
+        _check(
+            self.sampling == "uniform" or self.batch_size == int(self.batch_size),
+            "replay.batch_size", self.batch_size, "a whole number with balanced sampling",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -222,6 +275,8 @@ class TrainConfig:
         threads: of the learner; ``auto`` is the cores this process may use.
         workers: processes that step the environments, 0 is in process, ``auto`` by cores.
         warmup_steps: steps per task of uniformly random actions before the first update.
+        warmup_updates: updates made at once behind them, before the policy's first step: the paper's
+            runs have as many as random steps, so that no step goes without an update.
         updates_per_step: updates for each step of all tasks.
         eval_every: steps per task between evaluations; 0 is at the end only.
         eval_episodes: per task and evaluation during training, at most one per goal of the protocol;
@@ -239,6 +294,7 @@ class TrainConfig:
     threads: int | Literal["auto"] = "auto"
     workers: int | Literal["auto"] = "auto"
     warmup_steps: int = 2_500
+    warmup_updates: int = 0
     updates_per_step: int = 1
     eval_every: int = 15_000
     eval_episodes: int = 10
@@ -252,7 +308,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_choices(self)
         for key, low in {
-            "seed": 0, "total_steps_per_task": 1, "warmup_steps": 1, "updates_per_step": 1,
+            "seed": 0, "total_steps_per_task": 1, "warmup_steps": 1, "warmup_updates": 0, "updates_per_step": 1,
             "eval_every": 0, "eval_episodes": 1, "log_every": 1, "checkpoint_every": 0, "diagnostics_every": 0,
         }.items():  # fmt: skip
             _check(getattr(self, key) >= low, key, getattr(self, key), f">= {low}")

@@ -47,7 +47,7 @@ class GuardCallback(TrainerCallback):
         self.warned: list[str] = []
 
     def _on_step(self) -> bool:
-        rewards = torch.as_tensor(self.locals["rewards"]).abs()
+        rewards = self.trainer.agent.rewards.on_store(torch.as_tensor(self.locals["rewards"])).abs()
         self._check_environments(rewards, torch.as_tensor(self.locals["new_obs"]))
         seen = self.largest_reward
         self.largest_reward = rewards if seen is None else torch.maximum(seen, rewards)
@@ -144,7 +144,9 @@ class GuardCallback(TrainerCallback):
         for network in ("critic", "actor"):
             if f"conflict_{network}" in trainer.metrics:
                 tensors[f"gramian_{network}"] = trainer.metrics[f"conflict_{network}"].gramian
-        copies = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+        copies = {
+            k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()
+        }
         where = f"evidence in {self.evidence}"
         try:
             write_synced(self.evidence, save(copies))

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtrl.categorical import atoms_on, cross_entropy, expectation, hl_gauss, project, two_hot
 from mtrl.config import ActorConfig, CriticConfig, NetworkConfig
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -31,6 +32,9 @@ Masks = tuple[Tensor, ...]
 class MLP(nn.Module):
     """Linear → dropout → LayerNorm → activation, for each hidden width, then a linear output.
 
+    Before the output come ``config.blocks`` residual blocks, ``x + layer(activation(layer(x)))``, where a
+    layer is linear → dropout → LayerNorm.
+
     Args:
         output_gain: gain of the last layer under ``init="orthogonal"``.
         dtype: of the matrix products; weights, LayerNorm and output are float32 all the same.
@@ -42,9 +46,10 @@ class MLP(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.dtype = dtype
-        widths = [in_dim, *config.hidden]
+        self.plain = len(config.hidden)  # that many layers come before the blocks
+        widths = [in_dim, *config.widths]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-        self.norms = nn.ModuleList(nn.LayerNorm(b) for b in config.hidden) if config.layer_norm else None
+        self.norms = nn.ModuleList(nn.LayerNorm(b) for b in config.widths) if config.layer_norm else None
         self.output = nn.Linear(widths[-1], out_dim)
         self.activation = ACTIVATIONS[config.activation]
         for layer in (*self.hidden, self.output):
@@ -52,15 +57,18 @@ class MLP(nn.Module):
             initialise(layer, config.init, output_gain if layer is self.output else math.sqrt(2))
 
     def forward(self, x: Tensor, masks: Masks = ()) -> Tensor:
-        """``[..., in_dim]`` → ``[..., out_dim]``; one mask ``[..., width]`` per hidden layer, or none."""
-        for i, layer in enumerate(self.hidden):
-            x = self._linear(layer, x)
-            if masks:
-                x = x * masks[i]
-            if self.norms is not None:
-                x = self.norms[i](x)
-            x = self.activation(x)
+        """``[..., in_dim]`` → ``[..., out_dim]``; one mask ``[..., width]`` per layer but the last, or none."""
+        for i in range(self.plain):
+            x = self.activation(self._layer(i, x, masks))
+        for i in range(self.plain, len(self.hidden), 2):
+            x = x + self._layer(i + 1, self.activation(self._layer(i, x, masks)), masks)
         return self._linear(self.output, x)
+
+    def _layer(self, i: int, x: Tensor, masks: Masks) -> Tensor:
+        x = self._linear(self.hidden[i], x)
+        if masks:
+            x = x * masks[i]
+        return x if self.norms is None else self.norms[i](x)
 
     def _linear(self, layer: nn.Module, x: Tensor) -> Tensor:
         assert isinstance(layer, nn.Linear)
@@ -137,7 +145,11 @@ class Actor(TaskNetwork):
 
 
 class Critic(TaskNetwork):
-    """An ensemble of N independent state-action values."""
+    """An ensemble of N independent state-action values.
+
+    ``forward`` gives the networks' outputs: the values themselves ``[N, B]``, or with a categorical loss
+    logits ``[N, B, K]`` over K atoms. The other methods use no parameter: they say what outputs mean.
+    """
 
     def __init__(
         self, obs_dim: int, action_dim: int, num_tasks: int, config: CriticConfig,
@@ -145,30 +157,75 @@ class Critic(TaskNetwork):
     ) -> None:  # fmt: skip
         super().__init__(num_tasks, task_input, embedding_dim)
         self.config = config
+        self.categorical = config.loss != "squared"
+        outputs = config.atoms if self.categorical else 1
         self.nets = nn.ModuleList(
-            MLP(obs_dim + action_dim + self.task_dim, 1, config, dtype=dtype) for _ in range(config.ensemble)
+            MLP(obs_dim + action_dim + self.task_dim, outputs, config, dtype=dtype)
+            for _ in range(config.ensemble)
         )
 
     def forward(self, obs: Tensor, action: Tensor, task: Tensor, masks: Masks = ()) -> Tensor:
-        """``obs [B, D]``, ``action [B, A]``, one-hot ``task [T]`` → values ``[N, B]``."""
+        """``obs [B, D]``, ``action [B, A]``, one-hot ``task [T]`` → ``[N, B]`` or ``[N, B, K]``."""
         x = self.with_task(torch.cat((obs, action), dim=-1), task)
-        depth = len(self.config.hidden) if masks else 0
-        return torch.stack(
-            [net(x, masks[i * depth : (i + 1) * depth]).squeeze(-1) for i, net in enumerate(self.nets)]
-        )
+        depth = len(self.config.widths) if masks else 0
+        outputs = torch.stack([net(x, masks[i * depth : (i + 1) * depth]) for i, net in enumerate(self.nets)])
+        return outputs if self.categorical else outputs.squeeze(-1)
+
+    def values(self, outputs: Tensor) -> Tensor:
+        """Each critic's value ``[N, B]``."""
+        return expectation(outputs, self._atoms(outputs)) if self.categorical else outputs
+
+    def reduced(self, outputs: Tensor) -> Tensor:
+        """The ensemble's value ``[B]``: the minimum or the mean."""
+        values = self.values(outputs)
+        return values.mean(0) if self.config.reduction == "mean" else values.amin(0)
+
+    def target(self, outputs: Tensor, backup: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the loss compares outputs with, from the next state's outputs.
+
+        Args:
+            backup: a next value ``[B, 1]``, or atoms ``[K]``, to Bellman targets ``[B, ·]``.
+
+        Returns:
+            ``[B]``, or probabilities ``[B, K]``.
+        """
+        if self.config.loss == "distributional":
+            atoms = self._atoms(outputs)
+            return project(backup(atoms), self._next_distribution(outputs), atoms)
+        value = backup(self.reduced(outputs).unsqueeze(-1)).squeeze(-1)
+        if self.config.loss == "squared":
+            return value
+        return {"two_hot": two_hot, "hl_gauss": hl_gauss}[self.config.loss](value, self._atoms(outputs))
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Squared error or cross-entropy, summed over the ensemble: ``[B]``."""
+        if self.categorical:
+            return cross_entropy(outputs, target).sum(0)
+        return (outputs - target).square().sum(0)
+
+    def _next_distribution(self, outputs: Tensor) -> Tensor:
+        """``[B, K]``: the critics' average, or for each row that of the critic with the smaller value."""
+        probabilities = outputs.softmax(-1)
+        if self.config.reduction == "mean":
+            return probabilities.mean(0)
+        chosen = F.one_hot(self.values(outputs).argmin(0), len(self.nets)).to(outputs.dtype)  # [B, N]
+        return torch.einsum("bn,nbk->bk", chosen, probabilities)
+
+    def _atoms(self, outputs: Tensor) -> Tensor:
+        return atoms_on(self.config.support, self.config.atoms, outputs)
 
     def draw_masks(self, rows: tuple[int, ...], generator: torch.Generator) -> Masks:
         return tuple(m for _ in self.nets for m in dropout_masks(self.config, rows, generator))
 
 
 def dropout_masks(config: NetworkConfig, rows: tuple[int, ...], generator: torch.Generator) -> Masks:
-    """One mask ``[*rows, width]`` per hidden layer: 0 with probability ``dropout``, else 1/(1−p)."""
+    """One mask ``[*rows, width]`` per layer but the last: 0 with probability ``dropout``, else 1/(1−p)."""
     if config.dropout == 0:
         return ()
     keep = 1 - config.dropout
     return tuple(
         (torch.rand(*rows, width, generator=generator, device=generator.device) < keep).float() / keep
-        for width in config.hidden
+        for width in config.widths
     )
 
 

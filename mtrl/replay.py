@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     Attributes:
         obs, next_obs: ``[T, B, D]``, without the task's one-hot: the first axis is the task.
         actions: ``[T, B, A]`` in [-1, 1].
-        rewards: ``[T, B]``, raw as sampled; divided by the task's scale before a loss sees them.
+        rewards: ``[T, B]``, as stored when sampled; divided by the task's scale before a loss sees them.
         terminated: ``[T, B]``, 1 where the task ended for real, never for a time limit.
         weight: ``[T, B]``, 1 for a row and 0 for padding; None where every row counts.
     """
@@ -96,18 +96,19 @@ class TaskReplay:
             )
         self.added += 1
 
-    def sample(self, batch_size: int) -> Batch:
+    def sample(self, batch_size: float) -> Batch:
         """``batch_size`` rows per task, drawn with the buffer's own generator.
+
+        With uniform sampling that is their mean: T·B rows in all, rounded to a whole number.
 
         Raises:
             ValueError: nothing was added yet.
         """
         if self.size == 0:
             raise ValueError("the replay buffer is empty")
-        shape = (self.num_tasks, batch_size)
         if self.sampling == "balanced":
-            return self._rows(self._draw(self.size, shape), None)
-        task = self._draw(self.num_tasks, (self.num_tasks * batch_size,))
+            return self._rows(self._draw(self.size, (self.num_tasks, int(batch_size))), None)
+        task = self._draw(self.num_tasks, (round(self.num_tasks * batch_size),))
         counts = torch.bincount(task, minlength=self.num_tasks)
         longest = int(counts.max())
         weight = (torch.arange(longest, device=self.device) < counts.unsqueeze(1)).float()

@@ -1,7 +1,7 @@
 """Per-task reward scales. Raw rewards stay in the buffer; what is sampled is divided by the scale.
 
 A scale sees every reward as it comes (:meth:`observe`) and keeps float64 statistics per task:
-float32 variances can turn negative.
+float32 variances can turn negative. Only the moving average changes what is stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ RETURN_BOUND = 10.0
 
 
 class RewardScale:
-    """No scaling, and the interface.
+    """No scaling, and the interface. It keeps each task's highest reward, as stored.
 
     Args:
         num_tasks: T.
@@ -25,13 +25,31 @@ class RewardScale:
 
     def __init__(self, num_tasks: int, gamma: float = 0.99, entropy_bonus: float = 0.0) -> None:
         self.num_tasks, self.gamma, self.entropy_bonus = num_tasks, gamma, entropy_bonus
+        self.highest = torch.full((num_tasks,), -torch.inf, dtype=torch.float64)
 
     def observe(self, rewards: Tensor, done: Tensor) -> None:
         """One step's raw rewards ``[T]`` and episode ends ``[T]`` (time limits too), on the CPU."""
+        self._learn(rewards.double(), done)
+        self.highest = torch.maximum(self.highest, self.on_store(rewards).double())
+
+    def _learn(self, rewards: Tensor, done: Tensor) -> None:
+        """:meth:`observe` for the kind's own statistics; rewards in float64."""
+
+    def on_store(self, rewards: Tensor) -> Tensor:
+        """What the buffer keeps of rewards ``[T]`` that were just observed."""
+        return rewards
 
     def scale(self, temperature: Tensor) -> Tensor:
         """What rewards are divided by, ``[T]`` float32; ``temperature`` is α ``[T]``."""
         return torch.ones_like(temperature)
+
+    def largest_return(self, scale: Tensor) -> Tensor:
+        """``max r / scale / (1 − γ)`` ``[T]`` for the highest reward so far; infinite before any.
+
+        Source: ``target_clip`` of Kurin et al. 2022 (arXiv 2201.04122), the runs' code.
+        """
+        highest = torch.where(self.highest > -torch.inf, self.highest, torch.inf)
+        return highest.to(scale) / scale / (1 - self.gamma)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {k: v.clone() for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -54,8 +72,7 @@ class RunningSigma(RewardScale):
         self.mean = torch.zeros(num_tasks, dtype=torch.float64)
         self.squares = torch.zeros(num_tasks, dtype=torch.float64)
 
-    def observe(self, rewards: Tensor, done: Tensor) -> None:
-        rewards = rewards.double()
+    def _learn(self, rewards: Tensor, done: Tensor) -> None:
         self.count += 1
         delta = rewards - self.mean
         self.mean += delta / self.count
@@ -64,6 +81,34 @@ class RunningSigma(RewardScale):
     def scale(self, temperature: Tensor) -> Tensor:
         sigma = (self.squares / self.count.clamp(min=1)).sqrt()
         return torch.where(sigma > 1e-8, sigma, 1.0).to(temperature)
+
+
+class MovingAverage(RewardScale):
+    """Rewards are divided by σ of an exponential moving average *before* they are stored; no centring.
+
+    ``m ← m + c (r − m)``, ``v ← v + c ((r − m)² − v)``, from m = 0 and v = 1, per task and reward; stored
+    is ``r / √v``. Source: the reward wrapper of garage, Meta-World's and mtrl's runs (c = .001), the
+    published baseline of Kurin et al. 2022 ("env_rewnorm"). Rewards in the buffer keep the scale of the
+    day they came, so the same transition is worth different amounts; that is what the other kinds avoid.
+
+    Args:
+        coefficient: c.
+    """
+
+    def __init__(
+        self, num_tasks: int, gamma: float = 0.99, entropy_bonus: float = 0.0, coefficient: float = 1e-3
+    ) -> None:
+        super().__init__(num_tasks, gamma, entropy_bonus)
+        self.coefficient = coefficient
+        self.mean = torch.zeros(num_tasks, dtype=torch.float64)
+        self.variance = torch.ones(num_tasks, dtype=torch.float64)
+
+    def _learn(self, rewards: Tensor, done: Tensor) -> None:
+        self.mean = torch.lerp(self.mean, rewards, self.coefficient)
+        self.variance = torch.lerp(self.variance, (rewards - self.mean).square(), self.coefficient)
+
+    def on_store(self, rewards: Tensor) -> Tensor:
+        return (rewards.double() / (self.variance.sqrt() + 1e-8)).to(rewards.dtype)
 
 
 class ReturnBound(RewardScale):
@@ -80,8 +125,8 @@ class ReturnBound(RewardScale):
         self.running = torch.zeros(num_tasks, dtype=torch.float64)
         self.largest = torch.zeros(num_tasks, dtype=torch.float64)
 
-    def observe(self, rewards: Tensor, done: Tensor) -> None:
-        self.running = self.gamma * self.running + rewards.double()
+    def _learn(self, rewards: Tensor, done: Tensor) -> None:
+        self.running = self.gamma * self.running + rewards
         self.largest = torch.maximum(self.largest, self.running.abs())
         self.running = torch.where(done.bool(), 0.0, self.running)
 
@@ -92,8 +137,11 @@ class ReturnBound(RewardScale):
 
 
 def make_reward_scale(
-    kind: Literal["none", "sigma", "return"], num_tasks: int, gamma: float, entropy_bonus: float
-) -> RewardScale:
+    kind: Literal["none", "ema", "sigma", "return"], num_tasks: int, gamma: float, entropy_bonus: float,
+    ema_coefficient: float = 1e-3,
+) -> RewardScale:  # fmt: skip
     """The scale of that name (``AgentConfig.reward_scale``)."""
+    if kind == "ema":
+        return MovingAverage(num_tasks, gamma, entropy_bonus, ema_coefficient)
     kinds = {"none": RewardScale, "sigma": RunningSigma, "return": ReturnBound}
     return kinds[kind](num_tasks, gamma, entropy_bonus)

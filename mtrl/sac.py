@@ -52,36 +52,50 @@ def mean(x: Tensor, weight: Tensor | None) -> Tensor:
 
 def td_target(
     actor: Parameters, target: Parameters, alpha: Tensor, task: Tensor, batch: Batch,
-    noise: Tensor, masks: Masks, nets: Networks, gamma: float,
+    noise: Tensor, masks: Masks, ceiling: Tensor | None, nets: Networks, gamma: float,
 ) -> Tensor:  # fmt: skip
-    """``r + γ (1 − terminated) (min_i Q̄_i(s', a') − α log π(a'|s'))`` ``[B]``.
+    """``r + γ (1 − terminated) (Q̄(s', a') − α log π(a'|s'))`` ``[B]``, Q̄ being the ensemble's value.
 
-    A time limit is no termination: the value behind it counts (Pardo et al. 2018).
+    A time limit is no termination: the value behind it counts (Pardo et al. 2018). A categorical critic's
+    target has probabilities ``[B, K]`` instead, every atom being a next value.
+
+    Args:
+        ceiling: ``[]``, no target is above it; None is no ceiling.
     """
     mean_, log_std = functional_call(nets.actor, actor.merged(), (batch.next_obs, task))
     action, log_prob = squashed_sample(mean_, log_std, noise)
-    q = functional_call(nets.critic, target.merged(), (batch.next_obs, action, task, masks))
-    value: Tensor = q.amin(0) - alpha * log_prob
-    return batch.rewards + gamma * (1 - batch.terminated) * value
+    outputs = functional_call(nets.critic, target.merged(), (batch.next_obs, action, task, masks))
+    rewards, goes_on, entropy = (x.unsqueeze(-1) for x in (batch.rewards, 1 - batch.terminated, -log_prob))
+
+    def backup(value: Tensor) -> Tensor:
+        y = rewards + gamma * goes_on * (value + alpha * entropy)
+        return y if ceiling is None else torch.minimum(y, ceiling)
+
+    return nets.critic.target(outputs, backup)
 
 
 def critic_loss(
     critic: Parameters, task: Tensor, batch: Batch, target: Tensor, masks: Masks, nets: Networks
 ) -> tuple[Tensor, Tensor]:
-    """``Σ_i mean (Q_i(s, a) − y)²`` and the mean value. The paper's; SB3 has ½ of it."""
-    q = functional_call(nets.critic, critic.merged(), (batch.obs, batch.actions, task, masks))
-    return mean((q - target).square().sum(0), batch.weight), mean(q.detach().mean(0), batch.weight)
+    """``Σ_i mean (Q_i(s, a) − y)²`` and the mean value. The paper's; SB3 has ½ of it.
+
+    For categorical critics ``Σ_i mean`` cross-entropy, and the mean expectation.
+    """
+    outputs = functional_call(nets.critic, critic.merged(), (batch.obs, batch.actions, task, masks))
+    values = nets.critic.values(outputs.detach()).mean(0)
+    return mean(nets.critic.loss(outputs, target), batch.weight), mean(values, batch.weight)
 
 
 def actor_loss(
     actor: Parameters, critic: Parameters, alpha: Tensor, task: Tensor, batch: Batch,
     noise: Tensor, masks: Masks, critic_masks: Masks, nets: Networks,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``mean (α log π(a|s) − min_i Q_i(s, a))`` with ``a`` reparameterised, and the mean log π."""
+    """``mean (α log π(a|s) − Q(s, a))`` with ``a`` reparameterised, and the mean log π."""
     mean_, log_std = functional_call(nets.actor, actor.merged(), (batch.obs, task, masks))
     action, log_prob = squashed_sample(mean_, log_std, noise)
-    q = functional_call(nets.critic, critic.merged(), (batch.obs, action, task, critic_masks))
-    return mean(alpha * log_prob - q.amin(0), batch.weight), mean(log_prob.detach(), batch.weight)
+    outputs = functional_call(nets.critic, critic.merged(), (batch.obs, action, task, critic_masks))
+    value = nets.critic.reduced(outputs)
+    return mean(alpha * log_prob - value, batch.weight), mean(log_prob.detach(), batch.weight)
 
 
 def temperature_loss(
@@ -173,7 +187,9 @@ class MTSAC:
                 [p for _, p in self.temperature.tensors()], lr=config.temperature.learning_rate
             ),
         }
-        self.rewards = make_reward_scale(config.reward_scale, T, config.gamma, abs(self.target_entropy))
+        self.rewards = make_reward_scale(
+            config.reward_scale, T, config.gamma, abs(self.target_entropy), config.ema_coefficient
+        )
 
     @property
     def alpha(self) -> Tensor:
@@ -220,7 +236,7 @@ class MTSAC:
         """One step of critics, actor, temperatures and target, in this order.
 
         Args:
-            batch: raw rewards; ``[T, B, ·]``.
+            batch: rewards as stored; ``[T, B, ·]``.
             noise: None draws it.
             diagnose: also return the tasks' gradients' Gramians and what was made of them.
 
@@ -232,11 +248,13 @@ class MTSAC:
         noise = noise or self.draw_noise(batch.rewards.shape[1])
         alpha, present = self.alpha, batch.present
         scale = self.rewards.scale(alpha)
+        ceiling = self.rewards.largest_return(scale) if self.config.target_clip else None
         batch = batch._replace(rewards=batch.rewards / scale.unsqueeze(1))
         with torch.no_grad():
             target = over_tasks(
                 partial(td_target, nets=self.nets, gamma=self.config.gamma),
                 self.actor, self.target, alpha, self.one_hot, batch, noise.next_action, noise.target_masks,
+                ceiling,
             )  # fmt: skip
 
         metrics: dict[str, Any] = {"alpha": alpha, "reward_scale": scale}
@@ -319,13 +337,16 @@ class MTSAC:
 
 
 def make_adam(params: Parameters, config: NetworkConfig) -> torch.optim.Adam:
-    """Adam with L2 (``coupled``), or AdamW; decay acts on matrices, never on biases, norms, embeddings."""
-    matrices = [p for p in params.shared.values() if p.dim() >= 2]
-    matrices += [p for p in params.private.values() if p.dim() >= 3]
-    decayed = {id(p) for p in matrices}
-    others = [p for _, p in params.tensors() if id(p) not in decayed]
+    """Adam with L2 (``coupled``), or AdamW; decay acts on matrices, or ``as_published`` on everything."""
+    if config.decay_on == "as_published":
+        decayed = [p for _, p in params.tensors()]
+    else:
+        decayed = [p for p in params.shared.values() if p.dim() >= 2]
+        decayed += [p for p in params.private.values() if p.dim() >= 3]
+    chosen = {id(p) for p in decayed}
+    others = [p for _, p in params.tensors() if id(p) not in chosen]
     kind = torch.optim.AdamW if config.decay == "decoupled" else torch.optim.Adam
     return kind(
-        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=config.learning_rate, fused=True,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,26 @@ class Trainer:
     Args:
         agent, envs, replay: one environment per task, observations ending with the task's one-hot.
         logger: where callbacks record; None is silent.
-        batch_size: rows per task in an update.
+        batch_size: rows per task in an update; with uniform sampling their mean.
         warmup_steps: vector steps of random actions before the first update.
+        warmup_updates: updates made at once behind them, before the policy acts.
         updates_per_step: updates for each vector step.
         diagnostics_every: updates between conflict measurements; 0 is never.
     """
 
     def __init__(
         self, agent: MTSAC, envs: VecEnv, replay: TaskReplay, *, logger: Logger | None = None,
-        batch_size: int = 64, warmup_steps: int = 1000, updates_per_step: int = 1, diagnostics_every: int = 0,
+        batch_size: float = 64, warmup_steps: int = 1000, updates_per_step: int = 1, diagnostics_every: int = 0,
+        warmup_updates: int = 0,
     ) -> None:  # fmt: skip
         self.agent, self.envs, self.replay_buffer = agent, envs, replay
         self.logger = logger or Logger(None, [])
-        self.batch_size, self.warmup_steps = batch_size, warmup_steps
+        self.batch_size, self.warmup_steps, self.warmup_updates = batch_size, warmup_steps, warmup_updates
         self.updates_per_step, self.diagnostics_every = updates_per_step, diagnostics_every
         self.num_timesteps = 0
         self.num_updates = 0
+        # asked after each update of the burst: False stops there, and a resumed run goes on in its middle
+        self.between_updates: Callable[[], bool] = lambda: True
         self.metrics: dict[str, Any] = {}
         self.seconds = {"env": 0.0, "update": 0.0, "evaluation": 0.0, "total": 0.0}
         self.observations: npt.NDArray[Any] | None = None
@@ -63,10 +67,16 @@ class Trainer:
         while self.num_timesteps < total_timesteps:
             obs = torch.as_tensor(self.observations)
             warm = self.num_timesteps >= self.warmup_steps * self.envs.num_envs
+            if warm and self.num_updates < self.warmup_updates:  # the burst; before anything is drawn
+                self._update(1)
+                self.seconds["total"] = before + clock() - start
+                if not self.between_updates():
+                    break
+                continue
             actions = (self.agent.act(obs) if warm else self.agent.random_actions()).cpu()
             self.envs.step_async(actions.numpy())
             if warm:
-                self._update()
+                self._update(self.updates_per_step)
             t = clock()
             new_obs, rewards, dones, infos = self.envs.step_wait()
             assert isinstance(new_obs, np.ndarray)
@@ -82,9 +92,9 @@ class Trainer:
         callback.on_training_end()
         return self
 
-    def _update(self) -> None:
+    def _update(self, times: int) -> None:
         start = time.perf_counter()
-        for _ in range(self.updates_per_step):
+        for _ in range(times):
             diagnose = self.diagnostics_every > 0 and self.num_updates % self.diagnostics_every == 0
             metrics = self.agent.update(self.replay_buffer.sample(self.batch_size), diagnose=diagnose)
             self.metrics |= metrics
@@ -107,8 +117,9 @@ class Trainer:
         reward = torch.as_tensor(rewards, dtype=torch.float32)
         self.agent.rewards.observe(reward, torch.as_tensor(dones))
         self.replay_buffer.add(
-            obs[:, :size], actions, reward, torch.as_tensor(next_obs)[:, :size], torch.as_tensor(terminated)
-        )
+            obs[:, :size], actions, self.agent.rewards.on_store(reward),
+            torch.as_tensor(next_obs)[:, :size], torch.as_tensor(terminated),
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes in training, but for the replay, whose rows are saved apart."""

@@ -14,7 +14,16 @@ FILES = sorted([*ROOT.glob("mtrl/**/*.py"), *ROOT.glob("envs/**/*.py")])
 # A module may import from its own layer (without a circle) and from those before it.
 # What is not named here is at the loop's edge, like callbacks.
 LAYERS = [
-    {"mtrl", "mtrl.config", "mtrl.files", "mtrl.networks", "mtrl.replay", "mtrl.rewards", "mtrl.optimizers"},
+    {
+        "mtrl",
+        "mtrl.categorical",
+        "mtrl.config",
+        "mtrl.files",
+        "mtrl.networks",
+        "mtrl.replay",
+        "mtrl.rewards",
+        "mtrl.optimizers",
+    },
     {"mtrl.gradients", "mtrl.conflict", "mtrl.policy"},
     {"mtrl.sac"},
     {"edge"},

@@ -76,7 +76,7 @@ def two_rows(weight: list[float] | None = None) -> Batch:
 
 
 def test_the_target_bootstraps_the_smaller_value_and_the_entropy_and_termination_cuts_it(nets):
-    target = td_target(ACTOR, CRITIC, ALPHA, TASK, two_rows(), torch.zeros(2, 1), (), nets, 0.9)
+    target = td_target(ACTOR, CRITIC, ALPHA, TASK, two_rows(), torch.zeros(2, 1), (), None, nets, 0.9)
     # a' = 0, log π = −0.918939. Row 1: min(4, 3) = 3, so 1 + 0.9 (3 + 0.5 · 0.918939) = 4.113523.
     # Row 2 terminated: its reward alone.
     assert target.tolist() == pytest.approx([4.113523, 10.0], rel=1e-6)
@@ -591,7 +591,7 @@ def test_the_minimum_over_the_ensemble_is_taken_row_by_row(make_agent, make_batc
     agent = make_agent(1, critic={"ensemble": 4, "init": "torch"})
     batch = Batch(*(None if c is None else c[0] for c in make_batch(1, 50)))
     noise, task, alpha = torch.randn(50, 2), agent.one_hot[0], torch.tensor(0.0)
-    target = td_target(agent.actor, agent.target, alpha, task, batch, noise, (), agent.nets, 1.0)
+    target = td_target(agent.actor, agent.target, alpha, task, batch, noise, (), None, agent.nets, 1.0)
     gaussian = functional_call(agent.nets.actor, agent.actor.merged(), (batch.next_obs, task))
     action, _ = squashed_sample(*gaussian, noise)
     q = functional_call(agent.nets.critic, agent.target.merged(), (batch.next_obs, action, task))

@@ -1,4 +1,4 @@
-"""``mtrl list``: configs, suites, tasks and optimizers, by the names that settings take."""
+"""``mtrl list``: configs, suites, protocols, tasks and optimizers, by the names that settings take."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from envs import SUITES
+from envs import PRESETS, SUITES
 from mtrl.commands.parser import Parser, config_names
 from mtrl.optimizers import OPTIMIZERS, describe
 
 
 def main(arguments: list[str]) -> int:
     parser = Parser(prog="mtrl list", description=__doc__)
-    kinds = {"configs": configs, "suites": suites, "tasks": tasks, "optimizers": optimizers}
+    kinds = {
+        "configs": configs, "suites": suites, "protocols": protocols, "tasks": tasks, "optimizers": optimizers,
+    }  # fmt: skip
     parser.add_argument("kind", nargs="?", choices=list(kinds), help="what to list; all by default")
     args = parser.parse_args(arguments)
     console = Console()
@@ -40,6 +42,13 @@ def suites(console: Console) -> None:
     )
     for name, names in SUITES.items():
         table.add_row(name, f"{len(names)}: " + ", ".join(names if len(names) <= 10 else [*names[:3], "…"]))
+    console.print(table)
+
+
+def protocols(console: Console) -> None:
+    table = Table("protocol", "what it sets", title="published protocols: --protocol.preset NAME")
+    for name, fields in PRESETS.items():
+        table.add_row(name, ", ".join(f"{key}={value}" for key, value in fields.items()))
     console.print(table)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser
 
-from envs import Protocol
+from envs import Protocol, preset_fields
 from mtrl.config import ConfigError, TrainConfig, nearest
 
 # in a wheel the configs lie inside the package, in a checkout beside it
@@ -33,7 +34,9 @@ class Parser(ArgumentParser):  # type: ignore[misc]
 
 def explain(message: str) -> str:
     """jsonargparse's several lines as one: the key, its value, what would be valid."""
-    text = re.sub(r"<class '(\w+)'>", r"\1", one_line(message).replace('Parser key "', '"').replace(":;", ":"))
+    text = re.sub(
+        r"<class '(\w+)'>", r"\1", one_line(message).replace('Parser key "', '"').replace(":;", ":")
+    )
     text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
     wrong = re.search(r'"([\w.]+)": (?:Expected|Does not).*?(?:Got|Given) value: ([^;]*)', text)
     expected = re.findall(r"Expected an? (one of [^;]*?'(?=[.;])|\w+)", text)
@@ -107,7 +110,8 @@ def parse_train(arguments: Sequence[str]) -> Request:
     """
     parser = train_parser()
     known = [action.dest for action in parser._actions]
-    resolved = []
+    resolved: list[str] = []
+    preset: Mapping[str, Any] = {}
     remaining = iter(arguments)
     for argument in remaining:
         option, equals, value = argument[2:].partition("=")
@@ -118,9 +122,9 @@ def parse_train(arguments: Sequence[str]) -> Request:
         if not argument.startswith("--"):
             resolved.append(argument)
         elif option == "config":
-            path = find_config(value)
-            check_file(path, known)
-            resolved.append(f"--config={path}")
+            resolved.append(f"--config={json.dumps(load_config(find_config(value), known), default=str)}")
+        elif option == "protocol.preset":
+            preset = preset_fields(value if equals else next(remaining, ""))
         elif option == "resume":
             run = Path(value)
             if not (run / "config.yaml").is_file():
@@ -130,6 +134,9 @@ def parse_train(arguments: Sequence[str]) -> Request:
         else:
             check_key(option, known)
             resolved.append(argument)
+    # above what config files say, below what the command line says itself
+    last = max((i for i, text in enumerate(resolved, start=1) if text.startswith("--config=")), default=0)
+    resolved[last:last] = [f"--protocol.{key}={value}" for key, value in preset.items()]
     values = parser.parse_args(resolved)
     made = vars(parser.instantiate(values))
     resume, allow_changes = made.pop("resume"), made.pop("allow_changes")
@@ -210,3 +217,54 @@ def flat_items(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from flat_items(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def load_config(path: Path, known: list[str]) -> dict[str, Any]:
+    """A config's settings above those of its ``base``, with ``protocol.preset`` spelt out: self-contained.
+
+    Raises:
+        ConfigError: naming a key or a base that there is not, or configs that are each other's base.
+        SuiteError: there is no such preset.
+    """
+    settings = with_base(path, [*known, "base", "protocol.preset"], ())
+    protocol = settings.get("protocol")
+    if isinstance(protocol, dict) and "preset" in protocol:
+        fields = {key: value for key, value in protocol.items() if key != "preset"}
+        settings["protocol"] = {**preset_fields(protocol["preset"]), **fields}
+    return settings
+
+
+def with_base(path: Path, known: list[str], above: tuple[Path, ...]) -> dict[str, Any]:
+    """A config's settings above those of its ``base`` (a shipped config, or a file beside it).
+
+    A base's ``label`` and ``run_dir`` are its own runs'; naming another optimizer drops the base's options.
+    """
+    if path in above:
+        chain = " -> ".join(str(p) for p in (*above[above.index(path) :], path))
+        raise ConfigError(f"base: configs that are each other's base ({chain})")
+    check_file(path, known)
+    own: dict[str, Any] = read_settings(path)
+    name = own.pop("base", None)
+    if name is None:
+        return own
+    if not isinstance(name, str):
+        raise ConfigError(f"base: {name!r} in {path} is not the name of a config")
+    beside = path.parent / name
+    base = with_base(beside if beside.is_file() else find_config(name), known, (*above, path))
+    for key in ("label", "run_dir"):
+        base.pop(key, None)
+    if dict(flat_items(own)).get("optimizer.name", "") not in (
+        "",
+        dict(flat_items(base)).get("optimizer.name"),
+    ):
+        base["optimizer"] = {}
+    return merged(base, own)
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings, one laid over the other."""
+    both = dict(below)
+    for key, value in above.items():
+        old = both.get(key)
+        both[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return both

@@ -114,6 +114,7 @@ def build(config: TrainConfig, protocol: Protocol, device: torch.device) -> tupl
     trainer = Trainer(
         agent, envs, replay, batch_size=config.replay.batch_size, warmup_steps=config.warmup_steps,
         updates_per_step=config.updates_per_step, diagnostics_every=config.diagnostics_every,
+        warmup_updates=config.warmup_updates,
     )  # fmt: skip
     return trainer, make_suite(protocol, seed=config.seed, workers=config.workers, evaluation=True)
 
@@ -164,6 +165,7 @@ class Session:
         self.guard = GuardCallback(math.gcd(config.log_every, config.eval_every), run.evidence)
         self.evaluation = EvaluationCallback(envs, config.eval_every, episodes, self._on_scores, run.best)
         self.checkpoint = CheckpointCallback(config.checkpoint_every, self.save)
+        trainer.between_updates = self.checkpoint.due  # a burst is long: it stops and saves between updates
         self.callbacks: dict[str, TrainerCallback] = {
             "guard": self.guard,
             "conflict": ConflictCallback(
