@@ -34,7 +34,9 @@ def main() -> None:
     agent = MTSAC(OBS, ACT, tuple(f"task-{t}" for t in range(T)))
     agent.update(batch_of(256))  # so that Adam has a state
     state = {"agent": agent.state_dict(), "generators": generators_state()}
-    print(f"MT10: {T} tasks, every {minutes:g} min, {args.steps_per_second:g} steps/s: {new} new rows per task")
+    print(
+        f"MT10: {T} tasks, every {minutes:g} min, {args.steps_per_second:g} steps/s: {new} new rows per task"
+    )
     print("transitions   first: s      MB    next: s      MB   share of time   loading: s")
     for transitions in (100_000, 1_000_000, 4_000_000):
         replay = TaskReplay(T, transitions // T, OBS, ACT)
@@ -56,7 +58,9 @@ def main() -> None:
         )
 
 
-def timed(checkpoints: Checkpoints, step: int, state: dict[str, object], replay: TaskReplay) -> tuple[float, int]:
+def timed(
+    checkpoints: Checkpoints, step: int, state: dict[str, object], replay: TaskReplay
+) -> tuple[float, int]:
     start = time.perf_counter()
     written = checkpoints.save(step, state, replay)
     return time.perf_counter() - start, written

@@ -45,7 +45,9 @@ def main() -> None:
             child.wait()
             torn = ", inside a checkpoint's write" if any(pieces.glob("checkpoint/*.tmp")) else ""
             say(f"kill {kill:2}: newest checkpoint is of step {newest_step(pieces)} per task{torn}")
-        subprocess.run(command, check=child.returncode != 0, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            command, check=child.returncode != 0, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         say(f"killed and resumed: policy {checksum(pieces)}")
         say("equal" if checksum(whole) == checksum(pieces) else "DIFFERENT")
 

@@ -86,7 +86,9 @@ class PlainUpdate:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -112,7 +114,9 @@ def main() -> None:
         function()
         return time.perf_counter() - start
 
-    times = [(timed(lambda: agent.update(batch)), timed(lambda: plain(flat))) for _ in range(args.rounds + 3)][3:]
+    times = [
+        (timed(lambda: agent.update(batch)), timed(lambda: plain(flat))) for _ in range(args.rounds + 3)
+    ][3:]
     ours, theirs = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
     ratios = sorted(a / b for a, b in times)
     print(

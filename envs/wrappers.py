@@ -118,7 +118,9 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         complete = self._complete(observation)
         reward = float(reward)
         if not math.isfinite(reward):
-            raise NotFiniteError(f"task {self.name}: the reward is {reward} at step {self._steps} of the episode")
+            raise NotFiniteError(
+                f"task {self.name}: the reward is {reward} at step {self._steps} of the episode"
+            )
         self._return += reward
         info = dict(info)
         success = bool(info.get("success", info.get("is_success", False)))
@@ -182,5 +184,7 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         if not np.isfinite(complete).all():
             where = np.flatnonzero(~np.isfinite(complete)).tolist()
             step = f"step {self._steps} of the episode"
-            raise NotFiniteError(f"task {self.name}: the observation is not finite at index {where} at {step}")
+            raise NotFiniteError(
+                f"task {self.name}: the observation is not finite at index {where} at {step}"
+            )
         return complete

@@ -79,7 +79,9 @@ class Checkpoints:
         while first < replay.added:
             end = min(first + most, replay.added)
             _, rows = replay.rows_since(first, end)
-            entry = self._write(f"rows-{first}-{end}.safetensors", save({k: v.cpu() for k, v in rows.items()}))
+            entry = self._write(
+                f"rows-{first}-{end}.safetensors", save({k: v.cpu() for k, v in rows.items()})
+            )
             segments.append({**entry, "first": first, "end": end})
             first = end
         counters = {"added": replay.added, "generator": replay.generator.get_state()}
@@ -93,7 +95,9 @@ class Checkpoints:
         self._forget_all_but(f"manifest-{step}.json", manifest)
         return sum(int(e["bytes"]) for e in [entry, *segments[old:]]) + len(text)
 
-    def load(self, replay: TaskReplay, warn: Callable[[str], None] = lambda text: None) -> dict[str, Any] | None:
+    def load(
+        self, replay: TaskReplay, warn: Callable[[str], None] = lambda text: None
+    ) -> dict[str, Any] | None:
         """The newest complete checkpoint: the replay is filled, the state returned; None without any.
 
         A damaged one is named to ``warn`` and the one before it is taken.

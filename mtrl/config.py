@@ -33,7 +33,9 @@ def _check_choices(config: object) -> None:
     """Raise unless every field that lists its values has one of them."""
     for key, hint in get_type_hints(type(config)).items():
         if get_origin(hint) is Literal:
-            _check(getattr(config, key) in get_args(hint), key, getattr(config, key), f"one of {get_args(hint)}")
+            _check(
+                getattr(config, key) in get_args(hint), key, getattr(config, key), f"one of {get_args(hint)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -314,6 +316,9 @@ class TrainConfig:
             _check(getattr(self, key) >= low, key, getattr(self, key), f">= {low}")
         _check(self.seed < 2**63, "seed", self.seed, "< 2**63")
         _check(
-            self.threads == "auto" or 1 <= self.threads <= 1024, "threads", self.threads, "from 1 to 1024, or auto"
+            self.threads == "auto" or 1 <= self.threads <= 1024,
+            "threads",
+            self.threads,
+            "from 1 to 1024, or auto",
         )
         _check(self.workers == "auto" or self.workers >= 0, "workers", self.workers, ">= 0, or auto")

@@ -150,7 +150,9 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
         with safe_open(path, framework="pt", device=str(device)) as file:
             text = (file.metadata() or {}).get("mtrl")
             if text is None:
-                raise PolicyError(f"{path}: a safetensors file, but not a policy of mtrl (no 'mtrl' metadata)")
+                raise PolicyError(
+                    f"{path}: a safetensors file, but not a policy of mtrl (no 'mtrl' metadata)"
+                )
             return _from_parts(json.loads(text), file)
     except PolicyError:
         raise

@@ -76,7 +76,9 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if any(path.name.removesuffix(".tmp") not in ours for path in self.path.iterdir()):
-                raise ConfigError(f"run_dir: {self.path} exists and is no run of mtrl; choose another --run_dir")
+                raise ConfigError(
+                    f"run_dir: {self.path} exists and is no run of mtrl; choose another --run_dir"
+                )
             self.lock()
             if self.exists:
                 raise ConfigError(f"run_dir: {self.path} got a run of another process meanwhile")

@@ -32,7 +32,14 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_smoke_config_leaves_a_complete_run(smoke: Path) -> None:
-    for name in ("config.yaml", "meta.json", "progress.csv", "eval.jsonl", "conflict.jsonl", "policy.safetensors"):
+    for name in (
+        "config.yaml",
+        "meta.json",
+        "progress.csv",
+        "eval.jsonl",
+        "conflict.jsonl",
+        "policy.safetensors",
+    ):
         assert (smoke / name).stat().st_size > 0, name
     assert list(smoke.glob("events.out.tfevents.*"))
     assert (smoke / "STATUS").read_text().strip() == "DONE"
@@ -43,7 +50,9 @@ def test_the_smoke_config_leaves_a_complete_run(smoke: Path) -> None:
     assert steps == [1500, 3000]
 
 
-def test_a_run_is_evaluated_on_every_goal_once_by_default(smoke: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_evaluated_on_every_goal_once_by_default(
+    smoke: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["evaluate", str(smoke), "--json", "-"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert set(scores["tasks"]) == TASKS
@@ -108,7 +117,9 @@ def test_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_the_readme_s_python_runs(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "policy.safetensors").exists()
 

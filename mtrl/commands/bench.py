@@ -91,7 +91,9 @@ def time_optimizers(rounds: int) -> dict[str, dict[str, Any]]:
 
 
 def make_agent(optimizer: str) -> MTSAC:
-    config = AgentConfig(actor=ActorConfig(hidden=HIDDEN), critic=CriticConfig(hidden=HIDDEN, layer_norm=False))
+    config = AgentConfig(
+        actor=ActorConfig(hidden=HIDDEN), critic=CriticConfig(hidden=HIDDEN, layer_norm=False)
+    )
     return MTSAC(OBSERVATION, ACTION, tuple(f"task{t}" for t in range(TASKS)), config, optimizer=optimizer)
 
 

@@ -49,7 +49,9 @@ def main(arguments: list[str]) -> int:
         seed = int(policy.info["seed"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = str(error) if isinstance(error, SuiteError) else "it tells none"
-        raise PolicyError(f"{args.run}: the policy file has no protocol to evaluate it under ({reason})") from None
+        raise PolicyError(
+            f"{args.run}: the policy file has no protocol to evaluate it under ({reason})"
+        ) from None
     if args.seed is not None:
         protocol, seed = Protocol.from_dict({**protocol.to_dict(), "goal_seed": None}), args.seed
     if policy.task_names != protocol.task_names:

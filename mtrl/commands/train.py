@@ -119,7 +119,9 @@ def build(config: TrainConfig, protocol: Protocol, device: torch.device) -> tupl
     return trainer, make_suite(protocol, seed=config.seed, workers=config.workers, evaluation=True)
 
 
-def require_memory(config: TrainConfig, obs_dim: int, action_dim: int, num_tasks: int, device: torch.device) -> None:
+def require_memory(
+    config: TrainConfig, obs_dim: int, action_dim: int, num_tasks: int, device: torch.device
+) -> None:
     """Refuse networks and batches that this machine cannot hold, before any memory is taken.
 
     Counts the weights four times (Adam has two more, a gradient one), the critics' once more for the
