@@ -73,7 +73,7 @@ def read_curve(path: str | Path) -> Curve:
         lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
         tasks = tuple(lines[0]["tasks"])
         return Curve(
-            label=run.path.resolve().parent.name if run.path.name.startswith("seed") else run.path.name,
+            label=run.path.absolute().parent.name if run.path.name.startswith("seed") else run.path.name,
             path=run.path,
             protocol=meta["protocol"]["name"],
             status=run.status,

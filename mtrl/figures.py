@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 if TYPE_CHECKING:
     from mtrl.compare import Curve
@@ -36,7 +37,7 @@ def cosine_figure(panels: Mapping[str, Array], task_names: Sequence[str]) -> Fig
         axes.set_xticks(range(len(task_names)), task_names, rotation=90)
         axes.set_yticks(range(len(task_names)), task_names)
         if len(task_names) <= 15:
-            for i, j in np.ndindex(cosines.shape):
+            for i, j in zip(*np.where(~np.eye(len(cosines), dtype=bool)), strict=True):
                 axes.text(j, i, f"{cosines[i, j]:.1f}", ha="center", va="center", fontsize=7)
     figure.colorbar(image, ax=grid, label="cosine of two tasks' gradients")
     return figure
@@ -80,6 +81,8 @@ def tasks_figure(curves: Sequence[Curve]) -> Figure:
         for number, curve in enumerate(curves):
             axes.plot(curve.steps, curve.success[:, t], color=f"C{number}", label=curve.label)
         axes.set_title(names[t], fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylim(-0.05, 1.05)
         axes.grid(alpha=0.3)
     figure.supxlabel("environment steps per task")

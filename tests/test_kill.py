@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import random
@@ -59,8 +60,13 @@ def killed(child: BaseProcess, run: Path, moments: random.Random, inside: bool) 
     return child.exitcode == -9
 
 
-def newest(run: Path) -> float:
-    return max((path.stat().st_mtime_ns for path in manifests(run / "checkpoint")), default=0)
+def newest(run: Path) -> int:
+    """When the newest manifest was written; one that is deleted while it is looked at is not it."""
+    times = [0]
+    for path in manifests(run / "checkpoint"):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime_ns)
+    return max(times)
 
 
 def manifests(folder: Path) -> list[Path]:

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
         print(f"mtrl: warning: {text}", file=sys.stderr)
     try:
         if args.figure:
-            curves_figure(groups, args.against).savefig(args.figure, dpi=130)
+            curves_figure(groups, args.against).savefig(args.figure, dpi=130, bbox_inches="tight")
         if args.tasks_figure:
             tasks_figure([curve for curves in groups.values() for curve in curves]).savefig(
                 args.tasks_figure, dpi=110
@@ -48,7 +48,9 @@ def main(arguments: list[str]) -> int:
                 for curve in curves
                 for network, cosines in read_conflict(curve.path).items()
             }
-            cosine_figure(panels, curves[0].task_names).savefig(args.conflict_figure, dpi=100)
+            cosine_figure(panels, curves[0].task_names).savefig(
+                args.conflict_figure, dpi=100, bbox_inches="tight"
+            )
         summary = summarise(groups)
         if args.json and args.json != "-":
             Path(args.json).write_text(json.dumps(summary, indent=1) + "\n")

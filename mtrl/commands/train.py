@@ -325,7 +325,9 @@ class Session:
 
     def _on_conflict(self, steps: int, network: str, conflict: Conflict) -> None:
         record = {
-            "steps_per_task": steps, "network": network, "cosines": conflict.cosines.tolist(),
+            "steps_per_task": steps, "network": network,
+            # three decimals of a cosine say all; the file would otherwise outgrow the policy
+            "cosines": [[round(x, 3) for x in row] for row in conflict.cosines.tolist()],
             "norms": conflict.norms.tolist(), "weights": conflict.weights.tolist(), **conflict.summary(),
         }  # fmt: skip
         self.run.append(self.run.conflicts, record)
