@@ -99,8 +99,9 @@ def make_agent(optimizer: str) -> MTSAC:
 
 def time_solver(method: MultiTaskOptimizer, tasks: int, repeats: int = 30) -> float | None:
     """Median ms from what the method sees to what it gives; None where there is nothing to solve."""
-    rows = torch.randn(tasks, COLUMNS if isinstance(method, RowMethod) else 1000)
-    rows += 0.5 * torch.randn(1, rows.shape[1])
+    # few columns and unequal norms: gradients that do conflict, a solver's hard case
+    rows = torch.randn(tasks, COLUMNS if isinstance(method, RowMethod) else tasks + 5)
+    rows *= torch.logspace(-1, 1, tasks).unsqueeze(1)
     if isinstance(method, GramianMethod):
         gramian = rows @ rows.T
         solve: Callable[[], Any] = lambda: method.weights(gramian)  # noqa: E731
