@@ -21,7 +21,9 @@ def main() -> None:
     ):
         for label, rows in columns.items():
             kept = [r for r in rows if r[tag] and float(r["time/steps_per_task"]) <= shared]
-            axes.plot([float(r["time/steps_per_task"]) for r in kept], [float(r[tag]) for r in kept], label=label)
+            axes.plot(
+                [float(r["time/steps_per_task"]) for r in kept], [float(r[tag]) for r in kept], label=label
+            )
         axes.set_xlabel("environment steps per task")
         axes.set_title(f"{title} while training, mean over tasks")
         axes.grid(alpha=0.3)
