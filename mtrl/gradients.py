@@ -124,8 +124,8 @@ def multitask_gradient(
     Args:
         optimizer: its kind decides what is computed: a weighted loss, a Gramian, or rows.
         loss: for one task.
-        params: what to differentiate by. Private parameters never enter the combination: theirs is
-            their own task's gradient over T, the scale of the mean.
+        params: what to differentiate by. Private ones never enter the combination: theirs is their own
+            task's gradient over T, or times its weight under a scalarization, which weights the whole loss.
         inputs: of the loss, task axis first.
         present: ``[T]`` bool, False for tasks that the batch has no row of; None is all present.
     """
