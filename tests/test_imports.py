@@ -19,6 +19,8 @@ LAYERS = [
         "mtrl.categorical",
         "mtrl.config",
         "mtrl.files",
+        "mtrl.kernels",
+        "mtrl.machine",
         "mtrl.networks",
         "mtrl.replay",
         "mtrl.rewards",

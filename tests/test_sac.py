@@ -18,7 +18,7 @@ from torch.distributions import Normal
 from torch.func import functional_call
 
 from mtrl.config import ActorConfig, CriticConfig, NetworkConfig
-from mtrl.gradients import multitask_gradient, over_tasks
+from mtrl.gradients import multitask_gradient
 from mtrl.networks import Actor, Critic, Parameters, squashed_sample
 from mtrl.optimizers import OPTIMIZERS, make_optimizer
 from mtrl.replay import Batch
@@ -404,7 +404,7 @@ def test_a_method_that_wants_the_losses_after_the_step_gets_them_on_the_same_bat
     before = agent.update(batch, noise)["critic_loss"]
     (after,) = got
     inputs = (agent.one_hot, batch, batch.rewards, noise.critic_masks)  # γ = 0: the target is the reward
-    expected, _ = over_tasks(partial(critic_loss, nets=agent.nets), agent.critic, *inputs)
+    expected, _ = agent.path.over_tasks(partial(critic_loss, nets=agent.nets), agent.critic, *inputs)
     torch.testing.assert_close(after, expected.detach())
     assert not torch.allclose(after, before, rtol=1e-2)
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mtrl.commands.parser import Parser
-from mtrl.commands.train import choose_threads
 from mtrl.config import ActorConfig, AgentConfig, ConfigError, CriticConfig
+from mtrl.machine import choose_threads
 from mtrl.optimizers import OPTIMIZERS, GramianMethod, MultiTaskOptimizer, RowMethod, make_optimizer
 from mtrl.replay import Batch
 from mtrl.runfolder import versions

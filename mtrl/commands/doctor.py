@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from mtrl.commands.parser import Parser
-from mtrl.commands.train import choose_threads
+from mtrl.machine import choose_threads
 from mtrl.replay import free_memory
 from mtrl.runfolder import versions
 

@@ -1,0 +1,48 @@
+"""What ``auto`` means on this machine: from its flags and cores, never from a timing, so that two starts agree."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Literal
+
+import torch
+
+Precision = Literal["fp32", "bf16"]
+Kernels = Literal["plain", "torch", "onednn"]
+CPUINFO = "/proc/cpuinfo"
+LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def bf16_is_fast() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX); elsewhere it is slower."""
+    try:
+        with open(CPUINFO) as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+    except OSError:  # no Linux
+        return False
+    return platform.machine() == "x86_64" and ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+def choose_precision(precision: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """``auto`` is bf16 on a processor that is fast at it, else (on any GPU too) fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cpu" and bf16_is_fast() else "fp32"
+
+
+def choose_kernels(kernels: Kernels | Literal["auto"], device: torch.device) -> Kernels:
+    """``auto`` is onednn where torch has it, on a processor; else torch."""
+    if kernels != "auto":
+        return kernels
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return "onednn" if device.type == "cpu" and there else "torch"
+
+
+def choose_threads(threads: int | Literal["auto"]) -> int:
+    """``auto`` is what the environment allows the libraries, else the cores this process may run on."""
+    if threads != "auto":
+        return threads
+    limits = [int(os.environ[name]) for name in LIBRARIES if os.environ.get(name, "").isdigit()]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([cores, *(limit for limit in limits if limit > 0)])
