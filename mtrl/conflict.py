@@ -51,10 +51,11 @@ class Conflict(NamedTuple):
 
 def measure_conflict(tasks: TaskGradients, applied: dict[str, Tensor], weights: Tensor) -> Conflict:
     """Measure from the tasks' gradients and the applied direction, by parameter name."""
+    gramian = tasks.gramian()
     mean = tasks.combine(torch.full_like(weights, 1 / len(weights)))
     applied_norm, mean_norm = _dot(applied, applied).sqrt(), _dot(mean, mean).sqrt()
     return Conflict(
-        tasks.gramian(), weights, _dot(applied, mean) / (applied_norm * mean_norm), applied_norm / mean_norm
+        gramian, weights, _dot(applied, mean) / (applied_norm * mean_norm), applied_norm / mean_norm
     )
 
 

@@ -8,7 +8,7 @@
 :data:`PLAIN` computes them as they are written. :data:`FACTORED` is the fast path to the same numbers: the
 loss is called once on the arguments of all tasks, and one backward pass of the losses' sum leaves at each
 layer the factors of every task's gradient (:mod:`mtrl.kernels`). A Gramian is then summed up layer by layer
-and the combined gradient is one product per layer, so that the Jacobian is never held.
+and the combined gradient is one product per layer, so that a large Jacobian is never held.
 
 A one-task loss is ``loss(params, *inputs) -> (scalar, aux)``. It sees one task: its slice of the
 private parameters, its rows of the batch, its noise. Every input has the task as its first axis,
@@ -18,7 +18,7 @@ except another network's :class:`Parameters`, whose shared part is the same for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,12 +26,13 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
-from mtrl.kernels import Factors, taped
+from mtrl.kernels import Factors, product, taped
 from mtrl.networks import Parameters
 from mtrl.optimizers import GramianMethod, MultiTaskOptimizer, RowMethod, Scalarization
 
 Loss = Callable[..., tuple[Tensor, Any]]
 Rows = dict[str, Tensor]  # the Jacobian, [T, *shape] per shared parameter
+MOST_KEPT = 2**28  # bytes of a Jacobian that are held between its Gramian and its combination
 
 
 class Gradient(NamedTuple):
@@ -102,7 +103,9 @@ class WholeRows:
         return self.shared
 
     def gramian(self) -> Tensor:
-        return torch.stack([_gramian(row.flatten(1)) for row in self.shared.values()]).sum(0)
+        return torch.stack([flat @ flat.T for flat in (row.flatten(1) for row in self.shared.values())]).sum(
+            0
+        )
 
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
         return {name: (weights @ row.flatten(1)).view(row.shape[1:]) for name, row in self.shared.items()}
@@ -110,7 +113,10 @@ class WholeRows:
 
 @dataclass(frozen=True)
 class FactoredRows:
-    """:class:`TaskGradients` of which the matrices' rows are made when needed, one layer at a time.
+    """:class:`TaskGradients` of which a matrix's rows are made when needed, one layer at a time.
+
+    A Gramian keeps the rows that it had to make while the Jacobian is small (:data:`MOST_KEPT`), because to
+    combine them is ten times less work than to make their combination from the factors.
 
     Args:
         shared: :class:`Factors` of a matrix, or rows ``[T, n]`` of a vector, by parameter name.
@@ -120,27 +126,35 @@ class FactoredRows:
     private: dict[str, Tensor]
     losses: Tensor
     aux: Any
+    kept: Rows = field(default_factory=dict)
 
     def rows(self) -> Rows:
-        return {
-            name: part.rows().to(self.losses.dtype) if isinstance(part, Factors) else part
-            for name, part in self.shared.items()
-        }
+        return {name: self._rows(name).to(self.losses.dtype) for name in self.shared}
 
     def gramian(self) -> Tensor:
-        parts = (part.rows() if isinstance(part, Factors) else part for part in self.shared.values())
-        return torch.stack([_gramian(rows.flatten(1)).to(self.losses.dtype) for rows in parts]).sum(0)
+        grams, size = [], 0
+        for name, part in self.shared.items():
+            rows = self._rows(name)
+            size += rows.nbytes
+            if size <= MOST_KEPT:
+                self.kept[name] = rows
+            onednn = isinstance(part, Factors) and part.onednn
+            grams.append(product(rows.flatten(1), rows.flatten(1), onednn).to(self.losses.dtype))
+        return torch.stack(grams).sum(0)
 
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
-        return {
-            name: part.weighted(weights).to(weights.dtype) if isinstance(part, Factors) else weights @ part
-            for name, part in self.shared.items()
-        }
+        combined = {}
+        for name, part in self.shared.items():
+            if isinstance(part, Factors) and name not in self.kept:
+                combined[name] = part.weighted(weights)
+            else:
+                rows = self._rows(name)
+                combined[name] = (weights.to(rows.dtype) @ rows.flatten(1)).view(rows.shape[1:])
+        return {name: value.to(self.losses.dtype) for name, value in combined.items()}
 
-
-def _gramian(rows: Tensor) -> Tensor:
-    """``[T, n]`` → ``[T, T]``."""
-    return rows @ rows.T
+    def _rows(self, name: str) -> Tensor:
+        part = self.shared[name]
+        return self.kept[name] if name in self.kept else part.rows() if isinstance(part, Factors) else part
 
 
 def over_tasks(function: Callable[..., Any], *args: Any) -> Any:

@@ -30,10 +30,12 @@ class Factors(NamedTuple):
     Attributes:
         x: inputs ``[T, B, in]``.
         d: gradients of the tasks' losses by the outputs ``[T, B, out]``, of the same dtype.
+        onednn: whose float32 products to use.
     """
 
     x: Tensor
     d: Tensor
+    onednn: bool = False
 
     def rows(self) -> Tensor:
         """Per-task gradients of the weight, ``[T, out, in]``."""
@@ -42,7 +44,7 @@ class Factors(NamedTuple):
     def weighted(self, weights: Tensor) -> Tensor:
         """``Σ_t w_t · row_t`` of the weight, ``[out, in]``, in one product."""
         scaled = (self.d * weights.view(-1, 1, 1)).to(self.d.dtype)
-        return scaled.flatten(0, 1).t() @ self.x.flatten(0, 1)
+        return product(scaled.flatten(0, 1).t(), self.x.flatten(0, 1).t(), self.onednn)
 
 
 class Tape:
@@ -144,8 +146,8 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
     return result
 
 
-def _product(a: Tensor, b: Tensor, onednn: bool) -> Tensor:
-    """``a @ b.T``."""
+def product(a: Tensor, b: Tensor, onednn: bool) -> Tensor:
+    """``a @ b.T``, ``[m, k]`` and ``[n, k]`` → ``[m, n]``."""
     # in bfloat16 torch's own products go to oneDNN, by a quicker way for transposed arguments
     if onednn and a.dtype == torch.float32:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
@@ -174,15 +176,15 @@ class _Linear(torch.autograd.Function):
         x, w, y = ctx.saved_tensors
         if y is not None:
             d = torch.ops.aten.threshold_backward(d, y, 0)
-        dx = _product(d, w.t(), ctx.onednn) if ctx.needs_input_grad[0] else None
+        dx = product(d, w.t(), ctx.onednn) if ctx.needs_input_grad[0] else None
         dw = db = None
         if ctx.needs_input_grad[1]:
             tape: Tape | None = ctx.tape
             if tape is None:
-                dw = _product(d.t(), x.t(), ctx.onednn).to(ctx.dtype)
+                dw = product(d.t(), x.t(), ctx.onednn).to(ctx.dtype)
                 db = _sums(d, 0)
             else:
-                factors = Factors(tape.split(x.detach()), tape.split(d))
+                factors = Factors(tape.split(x.detach()), tape.split(d), ctx.onednn)
                 tape.put(ctx.keys[0], factors)
                 tape.put(ctx.keys[1], _sums(factors.d, 1))
         return dx, dw, db, None, None, None

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from mtrl.config import AgentConfig, NetworkConfig
 from mtrl.conflict import measure_conflict
 from mtrl.gradients import FACTORED, PLAIN, Gradient, multitask_gradient
 from mtrl.kernels import make_kernels
 from mtrl.machine import choose_kernels, choose_precision
-from mtrl.networks import Actor, Critic, Masks, Parameters, make_parameters, squashed_sample
+from mtrl.networks import Actor, Critic, Masks, Parameters, call, make_parameters, squashed_sample
 from mtrl.optimizers import MultiTaskOptimizer, Scalarization, make_optimizer
 from mtrl.policy import Policy
 from mtrl.replay import Batch
@@ -65,9 +64,9 @@ def td_target(
     Args:
         ceiling: ``[]``, no target is above it; None is no ceiling.
     """
-    mean_, log_std = functional_call(nets.actor, actor.merged(), (batch.next_obs, task))
+    mean_, log_std = call(nets.actor, actor, batch.next_obs, task)
     action, log_prob = squashed_sample(mean_, log_std, noise)
-    outputs = functional_call(nets.critic, target.merged(), (batch.next_obs, action, task, masks))
+    outputs = call(nets.critic, target, batch.next_obs, action, task, masks)
     bonus = alpha.unsqueeze(-1) * -log_prob
     rewards, goes_on, bonus = (x.unsqueeze(-1) for x in (batch.rewards, 1 - batch.terminated, bonus))
 
@@ -85,7 +84,7 @@ def critic_loss(
 
     For categorical critics ``Σ_i mean`` cross-entropy, and the mean expectation.
     """
-    outputs = functional_call(nets.critic, critic.merged(), (batch.obs, batch.actions, task, masks))
+    outputs = call(nets.critic, critic, batch.obs, batch.actions, task, masks)
     values = nets.critic.values(outputs.detach()).mean(0)
     return mean(nets.critic.loss(outputs, target), batch.weight), mean(values, batch.weight)
 
@@ -95,9 +94,9 @@ def actor_loss(
     noise: Tensor, masks: Masks, critic_masks: Masks, nets: Networks,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``mean (α log π(a|s) − Q(s, a))`` with ``a`` reparameterised, and the mean log π."""
-    mean_, log_std = functional_call(nets.actor, actor.merged(), (batch.obs, task, masks))
+    mean_, log_std = call(nets.actor, actor, batch.obs, task, masks)
     action, log_prob = squashed_sample(mean_, log_std, noise)
-    outputs = functional_call(nets.critic, critic.merged(), (batch.obs, action, task, critic_masks))
+    outputs = call(nets.critic, critic, batch.obs, action, task, critic_masks)
     value = nets.critic.reduced(outputs)
     loss = mean(alpha.unsqueeze(-1) * log_prob - value, batch.weight)
     return loss, mean(log_prob.detach(), batch.weight)
@@ -107,7 +106,7 @@ def temperature_loss(
     temperature: Parameters, log_prob: Tensor, target_entropy: float, through_alpha: bool
 ) -> tuple[Tensor, Tensor]:
     """``−x (log π + H̄)``, with ``x`` = log α, or α itself; ``log_prob`` is the task's mean, ``[]``, and returned."""
-    log_alpha = temperature.merged()["log_alpha"].squeeze(-1)
+    log_alpha = dict(temperature.tensors())["log_alpha"].squeeze(-1)
     x = log_alpha.exp() if through_alpha else log_alpha
     return -x * (log_prob + target_entropy), log_prob
 

@@ -236,10 +236,23 @@ def test_the_factored_path_gives_the_same_gradients_gramian_and_combination(
     fused, *_ = case(network, task_input, stabilised, **variant, kernels=kernels)
     whole, factored = per_task_gradients(loss, params, *inputs), factored_gradients(fused, params, *inputs)
     assert_tasks_close(factored, whole)
-    close(factored.gramian(), whole.gramian())
     weights = torch.rand(T, dtype=torch.float64)
-    for name, value in factored.combine(weights).items():
-        close(value, whole.combine(weights)[name])
+    from_factors = factored.combine(weights)
+    close(factored.gramian(), whole.gramian())
+    from_rows = factored.combine(weights)
+    assert factored.kept
+    for name, value in whole.combine(weights).items():
+        close(from_factors[name], value)
+        close(from_rows[name], value)
+
+
+def test_rows_beyond_the_limit_are_not_kept(case, monkeypatch):
+    monkeypatch.setattr("mtrl.gradients.MOST_KEPT", 0)
+    _, params, inputs = case("critic", "one_hot")
+    fused, *_ = case("critic", "one_hot", kernels="torch")
+    tasks = factored_gradients(fused, params, *inputs)
+    tasks.gramian()
+    assert not tasks.kept
 
 
 @pytest.mark.parametrize("name", ["unitary", "uncertainty", "pcgrad", "mgda", "graddrop"])
