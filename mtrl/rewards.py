@@ -49,7 +49,7 @@ class RewardScale:
         Source: ``target_clip`` of Kurin et al. 2022 (arXiv 2201.04122), the runs' code.
         """
         highest = torch.where(self.highest > -torch.inf, self.highest, torch.inf)
-        return highest.to(scale) / scale / (1 - self.gamma)
+        return highest.to(scale, non_blocking=True) / scale / (1 - self.gamma)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {k: v.clone() for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -80,7 +80,7 @@ class RunningSigma(RewardScale):
 
     def scale(self, temperature: Tensor) -> Tensor:
         sigma = (self.squares / self.count.clamp(min=1)).sqrt()
-        return torch.where(sigma > 1e-8, sigma, 1.0).to(temperature)
+        return torch.where(sigma > 1e-8, sigma, 1.0).to(temperature, non_blocking=True)
 
 
 class MovingAverage(RewardScale):
@@ -132,7 +132,7 @@ class ReturnBound(RewardScale):
 
     def scale(self, temperature: Tensor) -> Tensor:
         entropy = temperature * self.entropy_bonus / (1 - self.gamma)
-        bound = (self.largest.to(temperature) + entropy) / RETURN_BOUND
+        bound = (self.largest.to(temperature, non_blocking=True) + entropy) / RETURN_BOUND
         return torch.where(bound > 1e-8, bound, 1.0)
 
 
