@@ -27,8 +27,10 @@ def fast(stock: type[SawyerXYZEnv]) -> type[SawyerXYZEnv]:
     unchanged from `SawyerXYZEnv` is replaced by the method of `_Fast`; what it overrides stays its own.
     """
     methods: dict[str, Any] = {"__module__": stock.__module__, "__qualname__": stock.__qualname__}
-    for kind in reversed(stock.__mro__[: stock.__mro__.index(SawyerXYZEnv) + 1]):
-        methods |= {name: _rebound(f) for name, f in vars(kind).items() if isinstance(f, types.FunctionType)}
+    for kind in stock.__mro__[: stock.__mro__.index(SawyerXYZEnv) + 1]:
+        for name, method in vars(kind).items():
+            if isinstance(method, types.FunctionType) and getattr(stock, name) is method:
+                methods[name] = _rebound(method)
     for name, method in vars(_Fast).items():
         if not name.startswith("__") and getattr(stock, name) is getattr(SawyerXYZEnv, name):
             methods[name] = method
@@ -138,8 +140,7 @@ def _tolerance(
 ) -> Any:
     """`reward_utils.tolerance` of one float64 with the sigmoid that nearly all tasks use, without arrays.
 
-    The expressions are the stock ones, and `_LONG_TAIL` makes the power numpy's, whose last bit may differ
-    from that of a product. Numbers of another kind are left to the stock one, for the sake of their precision.
+    The expressions are the stock ones. Numbers of another kind are left to it, for the sake of their precision.
     """
     lower, upper = bounds
     floats = isinstance(x, float) and isinstance(margin, float)

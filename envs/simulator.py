@@ -1,6 +1,6 @@
 """One Meta-World task with its goal visible: goals drawn without simulating, and its whole state.
 
-This is the only module that imports Meta-World's environments.
+With `envs.fast` the only module that imports Meta-World's environments.
 """
 
 from __future__ import annotations
