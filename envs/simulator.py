@@ -1,6 +1,6 @@
 """One Meta-World task with its goal visible: goals drawn without simulating, and its whole state.
 
-This is the only module that imports Meta-World's environments.
+With `envs.fast` the only module that imports Meta-World's environments.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from numpy.typing import NDArray
 
 from envs import state as codec
+from envs.fast import fast
 
 _GOALS: dict[tuple[str, tuple[int, ...], int], NDArray[np.float64]] = {}
 
@@ -24,7 +25,7 @@ class MetaWorldTask(gym.Wrapper[NDArray[np.float64], NDArray[np.float32], Any, A
     """
 
     def __init__(self, name: str, reward: Literal["v1", "v2"]) -> None:
-        raw = ALL_V3_ENVIRONMENTS[name](reward_function_version=reward)
+        raw = fast(ALL_V3_ENVIRONMENTS[name])(reward_function_version=reward)
         raw._partially_observable = False
         # The space was made and cached while the goal was still hidden, and a step clips by it.
         del raw.sawyer_observation_space
