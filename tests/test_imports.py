@@ -19,6 +19,7 @@ LAYERS = [
         "mtrl.categorical",
         "mtrl.config",
         "mtrl.files",
+        "mtrl.machine",
         "mtrl.networks",
         "mtrl.replay",
         "mtrl.rewards",
