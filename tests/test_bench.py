@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +17,7 @@ from tiny_runs import POINT
 from torch.utils.flop_counter import FlopCounterMode
 
 from envs import Protocol
-from mtrl import machine
+from mtrl import gradients, machine
 from mtrl.bench import measure, settings, tune, updates
 from mtrl.bench.flops import update_flops
 from mtrl.bench.plain import PlainUpdate, flat
@@ -25,6 +26,7 @@ from mtrl.cli import main
 from mtrl.commands import bench, bench_training
 from mtrl.commands.parser import parse_train
 from mtrl.machine import find_peak
+from mtrl.optimizers import OPTIMIZERS
 from mtrl.sac import Noise
 
 TINY = {
@@ -159,11 +161,32 @@ def test_the_update_written_by_hand_is_the_agent_s(layer_norm: bool) -> None:
     torch.testing.assert_close(plain.log_alpha.detach().exp(), agent.alpha)
 
 
-def test_the_loop_of_backward_passes_is_put_back() -> None:
+def test_the_loop_of_backward_passes_is_used_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     agent, batch = make_agent(3, agent_config(TINY["S"]), "pcgrad"), make_batch(3, 4)
-    before = updates.mtrl.gradients.per_task_gradients
+    batched, by_loop = gradients.per_task_gradients, gradients.per_task_gradients_by_loop
+    calls: list[str] = []
+
+    def counted(*arguments: Any) -> Any:
+        calls.append("loop")
+        return by_loop(*arguments)
+
+    monkeypatch.setattr(gradients, "per_task_gradients_by_loop", counted)
     updates.update_by_loop(agent, batch)
-    assert updates.mtrl.gradients.per_task_gradients is before
+    assert len(calls) == 2  # critics and actor; the temperatures go by unitary
+    assert gradients.per_task_gradients is batched
+
+
+def test_the_optimizers_are_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "SETTINGS", TINY)
+    assert main(["bench", "optimizers", "--rounds", "1", "--json", "-"]) == 0
+    timed = json.loads(capsys.readouterr().out)["optimizers"]
+    assert set(timed) == set(OPTIMIZERS)
+    assert timed["unitary"]["over_unitary"] == 1
+    assert timed["pcgrad"]["solver_ms_50"] > 0
+    assert main(["bench", "optimizers", "--rounds", "1"]) == 0
+    assert "pcgrad" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

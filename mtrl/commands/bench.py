@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -109,16 +108,18 @@ def report(rounds: int, quick: bool) -> tuple[dict[str, Any], Table]:
         measured |= training_ratios(rounds, torch.get_num_threads(), say=say)
     ratios = {key: measured[key] for key in BARS if key in measured}
     speeds = ", ".join(f"{gflops:.0f} GFLOP/s {name}" for name, gflops in about["peak_gflops"].items())
+    # no wrapping: a key that is cut in two cannot be looked up
+    columns = [Column(name, no_wrap=True) for name in ("ratio", "value", "quartiles", "bar", "", "ms / ms")]
     table = Table(
-        Column("ratio", no_wrap=True), "value", "quartiles", "bar", "", "ms over ms", box=SIMPLE,
+        *columns, box=None, padding=(0, 1, 0, 0),
         title=f"{about['processor']}, {about['threads']} thread(s), {speeds}, load {about['load']}",
         caption=f"noisy: quartiles apart by more than {MOST_SPREAD:.0%} of the value. "
         "void: bf16 is emulated here.",
     )  # fmt: skip
     for key, ratio in ratios.items():
-        value = "noisy" if ratio.value is None else f"{ratio.value:.3g}"
-        parts = "{:.3g} / {:.3g}".format(*ratio.parts_ms) if ratio.parts_ms else "–"
-        table.add_row(key, value, "{:.3g}–{:.3g}".format(*ratio.spread), *judged(key, ratio), parts)
+        value = "noisy" if ratio.value is None else short(ratio.value)
+        parts = " / ".join(f"{ms:.3g}" if ms < 100 else f"{ms:.0f}" for ms in ratio.parts_ms or ())
+        table.add_row(key, value, "–".join(map(short, ratio.spread)), *judged(key, ratio), parts)
     return {
         "machine": about,
         "settings": {letter: vars(setting) for letter, setting in SETTINGS.items()},
@@ -129,6 +130,10 @@ def report(rounds: int, quick: bool) -> tuple[dict[str, Any], Table]:
 
 def describe(peak: Peak) -> str:
     return f"{peak.product.kernel} {'×'.join(map(str, peak.product.shape))}"
+
+
+def short(number: float) -> str:
+    return f"{number:.3f}" if number < 1 else f"{number:.2f}"
 
 
 def judged(key: str, ratio: Ratio) -> tuple[str, str]:

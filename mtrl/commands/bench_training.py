@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -63,10 +64,12 @@ def make_stock() -> gym.vector.VectorEnv:
     import metaworld  # noqa: F401  registers them
 
     protocol = Protocol()
-    return gym.make_vec(
-        "Meta-World/MT10", vector_strategy="sync", seed=0, use_one_hot=True,
-        reward_function_version=protocol.reward, max_episode_steps=protocol.horizon,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its one-hot's bounds
+        return gym.make_vec(
+            "Meta-World/MT10", vector_strategy="sync", seed=0, use_one_hot=True,
+            reward_function_version=protocol.reward, max_episode_steps=protocol.horizon,
+        )  # fmt: skip
 
 
 def env_step_over_stock(
