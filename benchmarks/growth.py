@@ -80,7 +80,10 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
                     if (row["varied"], row["precision"], row["method"]) == (name, precision, method)
                 ]
                 panel.loglog(*zip(*points, strict=True), "k--" if method == "floor" else ".-", label=method)
-            panel.set(title=f"{precision}", xlabel=name, ylabel="ms per update")
+            values = sorted({row["value"] for row in rows if row["varied"] == name})
+            panel.set_xticks(values, [str(value) for value in values])
+            panel.set_xticks([], minor=True)
+            panel.set(title=precision, xlabel=name, ylabel="ms per update")
             panel.grid(alpha=0.3)
     panels[0][0].legend(fontsize=8)
     return figure

@@ -114,7 +114,7 @@ def report(rounds: int, quick: bool) -> tuple[dict[str, Any], Table]:
         *columns, box=None, padding=(0, 1, 0, 0),
         title=f"{about['processor']}, {about['threads']} thread(s), {speeds}, load {about['load']}",
         caption=f"noisy: quartiles apart by more than {MOST_SPREAD:.0%} of the value. "
-        "void: bf16 is emulated here.",
+        "void: where bf16 is emulated.",
     )  # fmt: skip
     for key, ratio in ratios.items():
         value = "noisy" if ratio.value is None else short(ratio.value)
