@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 
 from mtrl.bench.flops import update_flops
 from mtrl.bench.measure import take_turns
+from mtrl.bench.peak import find_peak
 from mtrl.bench.settings import METHODS, Setting, agent_config, make_agent, make_batch
-from mtrl.machine import find_peak
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 POINTS = {

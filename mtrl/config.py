@@ -205,8 +205,12 @@ class AgentConfig:
             scaled: more no policy can return (the paper's runs of IMTL). It leaves out the entropy's
             share, as published, and holds for tasks that never terminate or whose best reward is
             positive.
-        precision: of the matrix products of an update; weights, losses, targets and everything that
-            acts stay in float32. ``bf16`` pays where the processor has it (``mtrl doctor``).
+        precision: of the matrix products of an update; weights, losses, targets, optimizer state and
+            everything that acts stay in float32. ``auto`` is ``bf16`` where the processor has it in
+            hardware, else ``fp32``; a run's config says which it was, and a resume goes on with that.
+        kernels: what computes an update. ``plain`` is stock torch under vmap, as the formulas are written;
+            ``torch`` and ``onednn`` the fast path to the same numbers (:mod:`mtrl.kernels`), with
+            torch's or oneDNN's float32 products; ``auto`` is ``onednn`` where torch has it.
     """
 
     actor: ActorConfig = field(default_factory=ActorConfig)
@@ -219,7 +223,8 @@ class AgentConfig:
     reward_scale: Literal["none", "ema", "sigma", "return"] = "return"
     ema_coefficient: float = 0.001
     target_clip: bool = False
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    kernels: Literal["auto", "plain", "torch", "onednn"] = "auto"
 
     def __post_init__(self) -> None:
         _check_choices(self)

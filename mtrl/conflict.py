@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mtrl.gradients import Rows, gramian
+from mtrl.gradients import TaskGradients
 
 
 class Conflict(NamedTuple):
@@ -49,12 +49,13 @@ class Conflict(NamedTuple):
         }
 
 
-def measure_conflict(rows: Rows, applied: dict[str, Tensor], weights: Tensor) -> Conflict:
-    """Measure from the Jacobian's rows ``[T, *shape]`` and the applied direction, by parameter name."""
-    mean = {name: row.mean(0) for name, row in rows.items()}
+def measure_conflict(tasks: TaskGradients, applied: dict[str, Tensor], weights: Tensor) -> Conflict:
+    """Measure from the tasks' gradients and the applied direction, by parameter name."""
+    gramian = tasks.gramian()
+    mean = tasks.combine(torch.full_like(weights, 1 / len(weights)))
     applied_norm, mean_norm = _dot(applied, applied).sqrt(), _dot(mean, mean).sqrt()
     return Conflict(
-        gramian(rows), weights, _dot(applied, mean) / (applied_norm * mean_norm), applied_norm / mean_norm
+        gramian, weights, _dot(applied, mean) / (applied_norm * mean_norm), applied_norm / mean_norm
     )
 
 

@@ -5,6 +5,11 @@
     scalarization    :  grad( Σ_t w_t · vmap(loss)_t )     -> one gradient          [P]
     gradient methods :  vmap( grad(loss) )                 -> one row per task   [T, P]
 
+:data:`PLAIN` computes them as they are written. :data:`FACTORED` is the fast path to the same numbers: the
+loss is called once on the arguments of all tasks, and one backward pass of the losses' sum leaves at each
+layer the factors of every task's gradient (:mod:`mtrl.kernels`). A Gramian is then summed up layer by layer
+and the combined gradient is one product per layer, so that a large Jacobian is never held.
+
 A one-task loss is ``loss(params, *inputs) -> (scalar, aux)``. It sees one task: its slice of the
 private parameters, its rows of the batch, its noise. Every input has the task as its first axis,
 except another network's :class:`Parameters`, whose shared part is the same for all.
@@ -13,18 +18,21 @@ except another network's :class:`Parameters`, whose shared part is the same for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
+from mtrl.kernels import Factors, product, taped
 from mtrl.networks import Parameters
 from mtrl.optimizers import GramianMethod, MultiTaskOptimizer, RowMethod, Scalarization
 
 Loss = Callable[..., tuple[Tensor, Any]]
 Rows = dict[str, Tensor]  # the Jacobian, [T, *shape] per shared parameter
+MOST_KEPT = 2**28  # bytes of a Jacobian that are held between its Gramian and its combination
 
 
 class Gradient(NamedTuple):
@@ -56,26 +64,124 @@ def in_dims(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(of(arg) for arg in args)
 
 
+class TaskGradients(Protocol):
+    """The tasks' own gradients, in whatever form.
+
+    Attributes:
+        private: gradients ``[T, ...]`` of the private parameters; a row is that of its own task.
+        losses: ``[T]``.
+        aux: what the loss returned beside its value, stacked ``[T, ...]``.
+    """
+
+    @property
+    def private(self) -> dict[str, Tensor]: ...
+    @property
+    def losses(self) -> Tensor: ...
+    @property
+    def aux(self) -> Any: ...
+
+    def rows(self) -> Rows:
+        """The Jacobian of the shared parameters."""
+
+    def gramian(self) -> Tensor:
+        """``J Jᵀ`` ``[T, T]``, layer by layer."""
+
+    def combine(self, weights: Tensor) -> dict[str, Tensor]:
+        """``Σ_t w_t · row_t`` for each shared parameter; weights ``[T]``."""
+
+
+@dataclass(frozen=True)
+class WholeRows:
+    """:class:`TaskGradients` that hold the Jacobian."""
+
+    shared: Rows
+    private: dict[str, Tensor]
+    losses: Tensor
+    aux: Any
+
+    def rows(self) -> Rows:
+        return self.shared
+
+    def gramian(self) -> Tensor:
+        return torch.stack([flat @ flat.T for flat in (row.flatten(1) for row in self.shared.values())]).sum(
+            0
+        )
+
+    def combine(self, weights: Tensor) -> dict[str, Tensor]:
+        return {name: (weights @ row.flatten(1)).view(row.shape[1:]) for name, row in self.shared.items()}
+
+
+@dataclass(frozen=True)
+class FactoredRows:
+    """:class:`TaskGradients` of which a matrix's rows are made when needed, one layer at a time.
+
+    A Gramian keeps the rows that it had to make while the Jacobian is small (:data:`MOST_KEPT`), because to
+    combine them is ten times less work than to make their combination from the factors.
+
+    Args:
+        shared: :class:`Factors` of a matrix, or rows ``[T, n]`` of a vector, by parameter name.
+    """
+
+    shared: dict[str, Factors | Tensor]
+    private: dict[str, Tensor]
+    losses: Tensor
+    aux: Any
+    kept: Rows = field(default_factory=dict)
+
+    def rows(self) -> Rows:
+        return {name: self._rows(name).to(self.losses.dtype) for name in self.shared}
+
+    def gramian(self) -> Tensor:
+        grams, size = [], 0
+        for name, part in self.shared.items():
+            rows = self._rows(name)
+            size += rows.nbytes
+            if size <= MOST_KEPT:
+                self.kept[name] = rows
+            onednn = isinstance(part, Factors) and part.onednn
+            grams.append(product(rows.flatten(1), rows.flatten(1), onednn).to(self.losses.dtype))
+        return torch.stack(grams).sum(0)
+
+    def combine(self, weights: Tensor) -> dict[str, Tensor]:
+        combined = {}
+        for name, part in self.shared.items():
+            if isinstance(part, Factors) and name not in self.kept:
+                combined[name] = part.weighted(weights)
+            else:
+                rows = self._rows(name)
+                combined[name] = (weights.to(rows.dtype) @ rows.flatten(1)).view(rows.shape[1:])
+        return {name: value.to(self.losses.dtype) for name, value in combined.items()}
+
+    def _rows(self, name: str) -> Tensor:
+        part = self.shared[name]
+        return self.kept[name] if name in self.kept else part.rows() if isinstance(part, Factors) else part
+
+
 def over_tasks(function: Callable[..., Any], *args: Any) -> Any:
     """Call a one-task function for every task at once; results are stacked ``[T, ...]``."""
     return vmap(function, in_dims=in_dims(args))(*args)
 
 
-def per_task_gradients(loss: Loss, params: Parameters, *inputs: Any) -> tuple[Parameters, Tensor, Any]:
-    """Every task's own gradient by ``vmap(grad(loss))``.
+def all_at_once(function: Callable[..., Any], *args: Any) -> Any:
+    """The same by one plain call, for a function each of whose operations acts on the last axes alone.
 
-    Returns:
-        gradients ``[T, *shape]`` of shared and private parameters (a private row is the gradient
-        of its own task), losses ``[T]``, aux.
+    Raises:
+        ValueError: the function is not such a one, its result has lost the task axis.
     """
+    result = function(*args)
+    if (result[0] if isinstance(result, tuple) else result).dim() == 0:
+        raise ValueError(f"{function} reduces over the task axis, so it needs vmap: agent.kernels = plain")
+    return result
+
+
+def per_task_gradients(loss: Loss, params: Parameters, *inputs: Any) -> WholeRows:
+    """Every task's own gradient by ``vmap(grad(loss))``."""
     with torch.no_grad():  # the inner grad records what it needs; nothing outside shall
         rows, (losses, aux) = over_tasks(grad_and_value(loss, has_aux=True), params, *inputs)
-    return rows, losses, aux
+    return WholeRows(rows.shared, rows.private, losses, aux)
 
 
-def per_task_gradients_by_loop(
-    loss: Loss, params: Parameters, *inputs: Any
-) -> tuple[Parameters, Tensor, Any]:
+def per_task_gradients_by_loop(loss: Loss, params: Parameters, *inputs: Any) -> WholeRows:
     """The same by T backward passes over one graph: the classic way, kept to compare with."""
     losses, aux = over_tasks(loss, params, *inputs)
     shared, private = list(params.shared.values()), list(params.private.values())
@@ -84,25 +190,51 @@ def per_task_gradients_by_loop(
         grads = torch.autograd.grad(losses[t], shared + private, retain_graph=True, materialize_grads=True)
         rows.append([*grads[: len(shared)], *(g[t] for g in grads[len(shared) :])])
     stacked = [torch.stack(column) for column in zip(*rows, strict=True)]
-    return (
-        Parameters(
-            dict(zip(params.shared, stacked[: len(shared)], strict=True)),
-            dict(zip(params.private, stacked[len(shared) :], strict=True)),
-        ),
-        losses.detach(),
-        aux,
-    )
+    return WholeRows(
+        dict(zip(params.shared, stacked[: len(shared)], strict=True)),
+        dict(zip(params.private, stacked[len(shared) :], strict=True)),
+        losses.detach(), _detached(aux),
+    )  # fmt: skip
 
 
-def gramian(rows: Rows) -> Tensor:
-    """``J Jᵀ`` ``[T, T]``, layer by layer."""
-    flat = [row.flatten(1) for row in rows.values()]
-    return torch.stack([f @ f.T for f in flat]).sum(0)
+def factored_gradients(loss: Loss, params: Parameters, *inputs: Any) -> FactoredRows:
+    """The same by one backward pass, of networks built on :class:`mtrl.kernels.FusedKernels`.
+
+    Raises:
+        ValueError: a shared parameter is used by something else than a fused layer.
+    """
+    with taped() as tape:
+        losses, aux = all_at_once(loss, params, *inputs)
+    tape.num_tasks = len(losses)
+    names, tensors = zip(*params.tensors(), strict=True)
+    grads = dict(zip(names, torch.autograd.grad(losses.sum(), tensors, allow_unused=True), strict=True))
+    for name in params.shared:
+        if grads[name] is not None:
+            raise ValueError(f"{name} is used outside of the fused layers: agent.kernels = plain takes it")
+    shared = {name: tape.left[id(p)] for name, p in params.shared.items()}
+    private = {name: grads[name] for name in params.private}
+    return FactoredRows(shared, private, losses.detach(), _detached(aux))
 
 
-def recombine(rows: Rows, weights: Tensor) -> dict[str, Tensor]:
-    """``Σ_t w_t · row_t`` for each parameter; weights ``[T]``."""
-    return {name: (weights @ row.flatten(1)).view(row.shape[1:]) for name, row in rows.items()}
+def _detached(aux: Any) -> Any:
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
+
+
+class Path(NamedTuple):
+    """One way to compute the two orders.
+
+    Attributes:
+        over_tasks: calls a one-task function for every task.
+        per_task: every task's own gradient.
+    """
+
+    over_tasks: Callable[..., Any]
+    per_task: Callable[..., TaskGradients]
+
+
+PLAIN = Path(over_tasks, per_task_gradients)
+BY_LOOP = Path(over_tasks, per_task_gradients_by_loop)
+FACTORED = Path(all_at_once, factored_gradients)
 
 
 def jacobian(rows: Rows) -> Tensor:
@@ -117,8 +249,9 @@ def as_parameters(vector: Tensor, rows: Rows) -> dict[str, Tensor]:
 
 
 def multitask_gradient(
-    optimizer: MultiTaskOptimizer, loss: Loss, params: Parameters, *inputs: Any, present: Tensor | None = None
-) -> Gradient:
+    optimizer: MultiTaskOptimizer, loss: Loss, params: Parameters, *inputs: Any,
+    present: Tensor | None = None, path: Path = PLAIN,
+) -> Gradient:  # fmt: skip
     """The one gradient that a multi-task optimizer makes of all tasks' losses.
 
     Args:
@@ -128,24 +261,27 @@ def multitask_gradient(
             task's gradient over T, or times its weight under a scalarization, which weights the whole loss.
         inputs: of the loss, task axis first.
         present: ``[T]`` bool, False for tasks that the batch has no row of; None is all present.
+        path: how; :data:`FACTORED` needs networks of fused kernels.
     """
     if isinstance(optimizer, Scalarization):
-        return _scalarized(optimizer, loss, params, inputs, present)
-    rows, losses, aux = per_task_gradients(loss, params, *inputs)
+        return _scalarized(optimizer, path, loss, params, inputs, present)
+    tasks = path.per_task(loss, params, *inputs)
+    losses = tasks.losses
     if isinstance(optimizer, GramianMethod):
-        gram = gramian(rows.shared)
+        gram = tasks.gramian()
         weights = optimizer.present_weights(gram, present)
-        shared = recombine(rows.shared, weights)
+        shared = tasks.combine(weights)
         finite = gram.diagonal().isfinite() & losses.isfinite()
     else:
         assert isinstance(optimizer, RowMethod)
-        matrix = jacobian(rows.shared)
-        shared = as_parameters(optimizer.present_rows(matrix, present), rows.shared)
+        rows = tasks.rows()
+        matrix = jacobian(rows)
+        shared = as_parameters(optimizer.present_rows(matrix, present), rows)
         weights = torch.full_like(losses, torch.nan)
         finite = matrix.square().sum(1).isfinite() & losses.isfinite()
     share = task_share(losses, present)
-    private = {k: row * share.view(-1, *(1,) * (row.dim() - 1)) for k, row in rows.private.items()}
-    return Gradient(Parameters(shared, private), losses, weights, aux, finite)
+    private = {k: row * share.view(-1, *(1,) * (row.dim() - 1)) for k, row in tasks.private.items()}
+    return Gradient(Parameters(shared, private), losses, weights, tasks.aux, finite)
 
 
 def task_share(losses: Tensor, present: Tensor | None) -> Tensor:
@@ -156,16 +292,14 @@ def task_share(losses: Tensor, present: Tensor | None) -> Tensor:
 
 
 def _scalarized(
-    optimizer: Scalarization, loss: Loss, params: Parameters, inputs: tuple[Any, ...], present: Tensor | None
-) -> Gradient:
-    losses, aux = over_tasks(loss, params, *inputs)
+    optimizer: Scalarization, path: Path, loss: Loss, params: Parameters, inputs: tuple[Any, ...],
+    present: Tensor | None,
+) -> Gradient:  # fmt: skip
+    losses, aux = path.over_tasks(loss, params, *inputs)
     weights = optimizer.present_weights(losses.detach(), present)
     names, tensors = zip(*params.tensors(), strict=True)
-    grads = dict(
-        zip(
-            names, torch.autograd.grad((weights * losses).sum(), tensors, materialize_grads=True), strict=True
-        )
-    )
+    found = torch.autograd.grad((weights * losses).sum(), tensors, materialize_grads=True)
+    grads = dict(zip(names, found, strict=True))
     gradient = Parameters({k: grads[k] for k in params.shared}, {k: grads[k] for k in params.private})
-    losses, aux = losses.detach(), tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
-    return Gradient(gradient, losses, weights, aux, losses.isfinite())
+    losses = losses.detach()
+    return Gradient(gradient, losses, weights, _detached(aux), losses.isfinite())

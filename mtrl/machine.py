@@ -1,83 +1,48 @@
-"""What this processor has: bfloat16 or not, and how fast it multiplies matrices at best."""
+"""What ``auto`` means on this machine: from its flags and cores, never from a timing, so that two starts agree."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+import os
+import platform
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-CPU_INFO = Path("/proc/cpuinfo")
-FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86's tiles, ARM
-
-# [n, k] by [k, m]: an update's own, and larger ones that a processor may be better at
-SHAPES = ((1280, 400, 400), (1280, 512, 512), (4096, 512, 2048), (2048, 2048, 2048))
-SECONDS = 0.5  # about as long is one product repeated, so that a slow kernel costs no minutes
-
-
-def cpu_info() -> dict[str, str]:
-    """What the system tells of the first core; empty where it tells nothing."""
-    try:
-        lines = CPU_INFO.read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+Precision = Literal["fp32", "bf16"]
+Kernels = Literal["plain", "torch", "onednn"]
+CPUINFO = "/proc/cpuinfo"
+LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def bf16_is_fast() -> bool:
-    """Whether the processor multiplies bfloat16 itself; others emulate it, slower than float32."""
-    info = cpu_info()
-    return not FAST_BF16.isdisjoint(f"{info.get('flags', '')} {info.get('Features', '')}".split())
+    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX); elsewhere it is slower."""
+    try:
+        with open(CPUINFO) as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+    except OSError:  # no Linux
+        return False
+    return platform.machine() == "x86_64" and ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
-class Product(NamedTuple):
-    """A product ``[n, k] @ [k, m]`` by one kernel, to be run again and again."""
-
-    kernel: str
-    shape: tuple[int, int, int]
-    run: Callable[[], Tensor]
-
-    @property
-    def flops(self) -> int:
-        n, k, m = self.shape
-        return 2 * n * k * m
+def choose_precision(precision: Precision | Literal["auto"], device: torch.device) -> Precision:
+    """``auto`` is bf16 on a processor that is fast at it, else (on any GPU too) fp32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cpu" and bf16_is_fast() else "fp32"
 
 
-class Peak(NamedTuple):
-    """The fastest product found."""
-
-    gflops: float
-    product: Product
-
-
-def kernels() -> Iterator[tuple[str, Callable[[Tensor, Tensor], Any]]]:
-    """Every kernel that torch reaches for ``x [n, k]`` and ``weight [m, k]``, by name."""
-    yield "torch.mm", lambda x, weight: torch.mm(x, weight.T)
-    yield "F.linear", F.linear
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        onednn = torch.ops.mkldnn._linear_pointwise
-        yield "onednn", lambda x, weight: onednn(x, weight, None, "none", [], "")
+def choose_kernels(kernels: Kernels | Literal["auto"], device: torch.device) -> Kernels:
+    """``auto`` is onednn where torch has it, on a processor; else torch."""
+    if kernels != "auto":
+        return kernels
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return "onednn" if device.type == "cpu" and there else "torch"
 
 
-def find_peak(dtype: torch.dtype, shapes: Sequence[tuple[int, int, int]] = SHAPES, rounds: int = 10) -> Peak:
-    """The highest of the medians over kernels and shapes, with the present number of threads."""
-    best = None
-    for n, k, m in shapes:
-        x, weight = torch.randn(n, k).to(dtype), torch.randn(m, k).to(dtype)
-        for name, kernel in kernels():
-            product = Product(name, (n, k, m), lambda f=kernel, x=x, w=weight: f(x, w))  # type: ignore[misc]
-            product.run()
-            times: list[float] = []
-            while len(times) < rounds and sum(times) < SECONDS:
-                start = time.perf_counter()
-                product.run()
-                times.append(time.perf_counter() - start)
-            peak = Peak(product.flops / statistics.median(times) / 1e9, product)
-            best = peak if best is None or peak.gflops > best.gflops else best
-    assert best is not None
-    return best
+def choose_threads(threads: int | Literal["auto"]) -> int:
+    """``auto`` is what the environment allows the libraries, else the cores this process may run on."""
+    if threads != "auto":
+        return threads
+    limits = [int(os.environ[name]) for name in LIBRARIES if os.environ.get(name, "").isdigit()]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([cores, *(limit for limit in limits if limit > 0)])

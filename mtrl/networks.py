@@ -1,8 +1,11 @@
-"""Networks, each written for ONE task; ``vmap`` makes them T.
+"""Networks, each written for ONE task: ``vmap`` makes them T, or a leading axis of every argument does.
 
 A network is a plain ``nn.Module``. Parameters named in its ``private`` set belong to one task each
 (a head, an embedding): the agent holds them stacked ``[T, ...]`` and the module sees one slice, so
 that no forward pass ever indexes by task. All others are shared. Dropout masks are inputs.
+
+Every operation acts on the last axes alone. So the same code, without vmap, also takes the arguments of all
+tasks at once, ``[T, ...]`` each, private parameters included (see :mod:`mtrl.gradients`).
 
 Shapes: B rows, D numbers per observation, A per action, T tasks, N critics.
 """
@@ -12,7 +15,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 
 from mtrl.categorical import atoms_on, cross_entropy, expectation, hl_gauss, project, two_hot
 from mtrl.config import ActorConfig, CriticConfig, NetworkConfig
+from mtrl.kernels import Kernels, PlainKernels
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu, "tanh": torch.tanh, "silu": F.silu, "gelu": F.gelu, "elu": F.elu,
@@ -27,6 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 TaskInput = Literal["one_hot", "embedding", "heads", "none"]
 Masks = tuple[Tensor, ...]
+PLAIN = PlainKernels()
 
 
 class MLP(nn.Module):
@@ -37,21 +43,22 @@ class MLP(nn.Module):
 
     Args:
         output_gain: gain of the last layer under ``init="orthogonal"``.
-        dtype: of the matrix products; weights, LayerNorm and output are float32 all the same.
+        kernels: what computes the layers; weights, statistics and output are float32 all the same.
     """
 
     def __init__(
         self, in_dim: int, out_dim: int, config: NetworkConfig, output_gain: float = 1.0,
-        dtype: torch.dtype = torch.float32,
+        kernels: Kernels = PLAIN,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.dtype = dtype
+        self.kernels = kernels
         self.plain = len(config.hidden)  # that many layers come before the blocks
         widths = [in_dim, *config.widths]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(b) for b in config.widths) if config.layer_norm else None
         self.output = nn.Linear(widths[-1], out_dim)
         self.activation = ACTIVATIONS[config.activation]
+        self.relu = config.activation == "relu"
         for layer in (*self.hidden, self.output):
             assert isinstance(layer, nn.Linear)
             initialise(layer, config.init, output_gain if layer is self.output else math.sqrt(2))
@@ -59,23 +66,32 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, masks: Masks = ()) -> Tensor:
         """``[..., in_dim]`` → ``[..., out_dim]``; one mask ``[..., width]`` per layer but the last, or none."""
         for i in range(self.plain):
-            x = self.activation(self._layer(i, x, masks))
+            x = self._layer(i, x, masks, activate=True)
         for i in range(self.plain, len(self.hidden), 2):
-            x = x + self._layer(i + 1, self.activation(self._layer(i, x, masks)), masks)
-        return self._linear(self.output, x)
+            residual = self._layer(i + 1, self._layer(i, x, masks, activate=True), masks, activate=False)
+            x = _accurate(x) + _accurate(residual)
+        return _accurate(self.kernels.linear(x, self.output.weight, self.output.bias))
 
-    def _layer(self, i: int, x: Tensor, masks: Masks) -> Tensor:
-        x = self._linear(self.hidden[i], x)
-        if masks:
-            x = x * masks[i]
-        return x if self.norms is None else self.norms[i](x)
-
-    def _linear(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def _layer(self, i: int, x: Tensor, masks: Masks, activate: bool) -> Tensor:
+        layer, relu = self.hidden[i], activate and self.relu
         assert isinstance(layer, nn.Linear)
-        if self.dtype == torch.float32:
-            return F.linear(x, layer.weight, layer.bias)  # in the parameters' dtype: float64 stays exact
-        # explicit casts: autocast's fail under vmap(grad) with LayerNorm
-        return F.linear(x.to(self.dtype), layer.weight.to(self.dtype), layer.bias.to(self.dtype)).float()
+        last = self.norms is None and not masks  # nothing stands between product and activation
+        x = self.kernels.linear(x, layer.weight, layer.bias, relu and last)
+        if masks:
+            x = _accurate(x) * masks[i]
+        if self.norms is not None:
+            norm = self.norms[i]
+            assert isinstance(norm, nn.LayerNorm)
+            # a result that goes straight into the next product is rounded for it here, no other is
+            x = self.kernels.layer_norm(x if relu else _accurate(x), norm.weight, norm.bias, relu)
+        elif relu and masks:
+            x = torch.relu(x)
+        return self.activation(_accurate(x)) if activate and not self.relu else x
+
+
+def _accurate(x: Tensor) -> Tensor:
+    """In float32 where it came in less: what is not a product or its direct input is never rounded."""
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def initialise(layer: nn.Linear, init: Literal["torch", "xavier", "orthogonal"], gain: float) -> None:
@@ -113,12 +129,19 @@ class TaskNetwork(nn.Module):
             return frozenset(name for name, _ in self.named_parameters() if "output." in name)
         return frozenset()
 
+    @cached_property
+    def slots(self) -> dict[str, tuple[dict[str, Any], str]]:
+        """By parameter name the dictionary that holds it, and its key there."""
+        owners = {name: module._parameters for name, module in self.named_modules()}
+        parts = {name: name.rpartition(".") for name, _ in self.named_parameters()}
+        return {name: (owners[owner], key) for name, (owner, _, key) in parts.items()}
+
     def with_task(self, x: Tensor, task: Tensor) -> Tensor:
-        """Append the task to ``x [..., D]``; ``task`` is the one-hot ``[T]`` of the one task."""
+        """Append the task to ``x [B, D]``; ``task`` is the one-hot ``[T]`` of the one task."""
         if self.task_dim == 0:
             return x
-        code = F.normalize(self.embedding, dim=0) if self.task_input == "embedding" else task
-        return torch.cat((x, code.expand(*x.shape[:-1], self.task_dim)), dim=-1)
+        code = F.normalize(self.embedding, dim=-1) if self.task_input == "embedding" else task
+        return torch.cat((x, code.unsqueeze(-2).expand(*x.shape[:-1], self.task_dim)), dim=-1)
 
 
 class Actor(TaskNetwork):
@@ -126,14 +149,14 @@ class Actor(TaskNetwork):
 
     def __init__(
         self, obs_dim: int, action_dim: int, num_tasks: int, config: ActorConfig,
-        task_input: TaskInput = "one_hot", embedding_dim: int = 32, dtype: torch.dtype = torch.float32,
+        task_input: TaskInput = "one_hot", embedding_dim: int = 32, kernels: Kernels = PLAIN,
     ) -> None:  # fmt: skip
         super().__init__(num_tasks, task_input, embedding_dim)
         self.config = config
-        self.net = MLP(obs_dim + self.task_dim, 2 * action_dim, config, output_gain=0.01, dtype=dtype)
+        self.net = MLP(obs_dim + self.task_dim, 2 * action_dim, config, output_gain=0.01, kernels=kernels)
 
     def forward(self, obs: Tensor, task: Tensor, masks: Masks = ()) -> tuple[Tensor, Tensor]:
-        """``obs [..., D]``, one-hot ``task [T]`` → mean ``[..., A]``, log_std ``[..., A]``."""
+        """``obs [B, D]``, one-hot ``task [T]`` → mean ``[B, A]``, log_std ``[B, A]``."""
         mean, raw = self.net(self.with_task(obs, task), masks).chunk(2, dim=-1)
         low, high = self.config.log_std_min, self.config.log_std_max
         if self.config.log_std == "clip":
@@ -153,14 +176,14 @@ class Critic(TaskNetwork):
 
     def __init__(
         self, obs_dim: int, action_dim: int, num_tasks: int, config: CriticConfig,
-        task_input: TaskInput = "one_hot", embedding_dim: int = 32, dtype: torch.dtype = torch.float32,
+        task_input: TaskInput = "one_hot", embedding_dim: int = 32, kernels: Kernels = PLAIN,
     ) -> None:  # fmt: skip
         super().__init__(num_tasks, task_input, embedding_dim)
         self.config = config
         self.categorical = config.loss != "squared"
         outputs = config.atoms if self.categorical else 1
         self.nets = nn.ModuleList(
-            MLP(obs_dim + action_dim + self.task_dim, outputs, config, dtype=dtype)
+            MLP(obs_dim + action_dim + self.task_dim, outputs, config, kernels=kernels)
             for _ in range(config.ensemble)
         )
 
@@ -209,7 +232,7 @@ class Critic(TaskNetwork):
         if self.config.reduction == "mean":
             return probabilities.mean(0)
         chosen = F.one_hot(self.values(outputs).argmin(0), len(self.nets)).to(outputs.dtype)  # [B, N]
-        return torch.einsum("bn,nbk->bk", chosen, probabilities)
+        return torch.einsum("...bn,n...bk->...bk", chosen, probabilities)
 
     def _atoms(self, outputs: Tensor) -> Tensor:
         return atoms_on(self.config.support, self.config.atoms, outputs)
@@ -261,9 +284,23 @@ class Parameters(NamedTuple):
     def detach(self) -> Parameters:
         return self.map(Tensor.detach)
 
-    def merged(self) -> dict[str, Tensor]:
-        """What ``functional_call`` takes; under vmap a private entry is the one task's slice."""
-        return {**self.shared, **self.private}
+
+def call(network: TaskNetwork, parameters: Parameters, *args: Any) -> Any:
+    """The network's forward pass with these parameters: ``torch.func.functional_call``, ten times as quick.
+
+    Under vmap a private parameter is the one task's slice; without, private ones are stacked ``[T, ...]``
+    and ``args`` have the task as their first axis.
+    """
+    own = {}
+    for name, tensor in parameters.tensors():
+        owner, key = network.slots[name]
+        own[name], owner[key] = owner[key], tensor
+    try:
+        return network(*args)
+    finally:
+        for name, tensor in own.items():
+            owner, key = network.slots[name]
+            owner[key] = tensor
 
 
 def make_parameters(

@@ -20,11 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.func import functional_call, vmap
 
 from mtrl.config import ActorConfig
 from mtrl.files import write_synced
-from mtrl.networks import Actor, Parameters, TaskInput, squashed_sample
+from mtrl.networks import Actor, Parameters, TaskInput, call, squashed_sample
 from mtrl.replay import free_memory
 
 FORMAT = "mtrl-policy-1"
@@ -70,11 +69,9 @@ class Policy:
         shared, private = self.parameters
         own = {name: stacked[one_hot.argmax(1)] for name, stacked in private.items()}
 
-        def gaussian(own: dict[str, Tensor], obs: Tensor, one_hot: Tensor) -> tuple[Tensor, Tensor]:
-            mean, log_std = functional_call(self.actor, {**shared, **own}, (obs, one_hot))
-            return mean, log_std
-
-        mean, log_std = vmap(gaussian)(own, obs, one_hot)
+        # each row is a batch of one, and of its own task
+        mean, log_std = call(self.actor, Parameters(shared, own), obs.unsqueeze(1), one_hot)
+        mean, log_std = mean.squeeze(1), log_std.squeeze(1)
         return torch.tanh(mean) if noise is None else squashed_sample(mean, log_std, noise)[0]
 
     def predict(

@@ -2,7 +2,8 @@
 
 Soft actor-critic: Haarnoja et al. 2018 (arXiv 1812.05905). Inside a one-task function there is no
 task axis: B rows, D numbers per observation, A per action, N critics. They are pure: parameters,
-batch and noise in, numbers out.
+batch and noise in, numbers out. Every operation acts on the last axes alone, so that the fast path may
+hand in all tasks at once (:mod:`mtrl.gradients`); with ``agent.kernels: plain`` it need not.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from mtrl.config import AgentConfig, NetworkConfig
 from mtrl.conflict import measure_conflict
-from mtrl.gradients import Gradient, multitask_gradient, over_tasks, per_task_gradients
-from mtrl.networks import Actor, Critic, Masks, Parameters, make_parameters, squashed_sample
-from mtrl.optimizers import MultiTaskOptimizer, make_optimizer
+from mtrl.gradients import FACTORED, PLAIN, Gradient, multitask_gradient
+from mtrl.kernels import make_kernels
+from mtrl.machine import choose_kernels, choose_precision
+from mtrl.networks import Actor, Critic, Masks, Parameters, call, make_parameters, squashed_sample
+from mtrl.optimizers import MultiTaskOptimizer, Scalarization, make_optimizer
 from mtrl.policy import Policy
 from mtrl.replay import Batch
 from mtrl.rewards import make_reward_scale
@@ -47,7 +49,7 @@ class Networks:
 
 def mean(x: Tensor, weight: Tensor | None) -> Tensor:
     """Mean over rows ``[B]``, weighted where rows are padding; 0 without any row."""
-    return x.mean() if weight is None else (x * weight).sum() / weight.sum().clamp(min=1)
+    return x.mean(-1) if weight is None else (x * weight).sum(-1) / weight.sum(-1).clamp(min=1)
 
 
 def td_target(
@@ -62,14 +64,15 @@ def td_target(
     Args:
         ceiling: ``[]``, no target is above it; None is no ceiling.
     """
-    mean_, log_std = functional_call(nets.actor, actor.merged(), (batch.next_obs, task))
+    mean_, log_std = call(nets.actor, actor, batch.next_obs, task)
     action, log_prob = squashed_sample(mean_, log_std, noise)
-    outputs = functional_call(nets.critic, target.merged(), (batch.next_obs, action, task, masks))
-    rewards, goes_on, entropy = (x.unsqueeze(-1) for x in (batch.rewards, 1 - batch.terminated, -log_prob))
+    outputs = call(nets.critic, target, batch.next_obs, action, task, masks)
+    bonus = alpha.unsqueeze(-1) * -log_prob
+    rewards, goes_on, bonus = (x.unsqueeze(-1) for x in (batch.rewards, 1 - batch.terminated, bonus))
 
     def backup(value: Tensor) -> Tensor:
-        y = rewards + gamma * goes_on * (value + alpha * entropy)
-        return y if ceiling is None else torch.minimum(y, ceiling)
+        y = rewards + gamma * goes_on * (value + bonus)
+        return y if ceiling is None else torch.minimum(y, ceiling.unsqueeze(-1).unsqueeze(-1))
 
     return nets.critic.target(outputs, backup)
 
@@ -81,7 +84,7 @@ def critic_loss(
 
     For categorical critics ``Σ_i mean`` cross-entropy, and the mean expectation.
     """
-    outputs = functional_call(nets.critic, critic.merged(), (batch.obs, batch.actions, task, masks))
+    outputs = call(nets.critic, critic, batch.obs, batch.actions, task, masks)
     values = nets.critic.values(outputs.detach()).mean(0)
     return mean(nets.critic.loss(outputs, target), batch.weight), mean(values, batch.weight)
 
@@ -91,20 +94,21 @@ def actor_loss(
     noise: Tensor, masks: Masks, critic_masks: Masks, nets: Networks,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``mean (α log π(a|s) − Q(s, a))`` with ``a`` reparameterised, and the mean log π."""
-    mean_, log_std = functional_call(nets.actor, actor.merged(), (batch.obs, task, masks))
+    mean_, log_std = call(nets.actor, actor, batch.obs, task, masks)
     action, log_prob = squashed_sample(mean_, log_std, noise)
-    outputs = functional_call(nets.critic, critic.merged(), (batch.obs, action, task, critic_masks))
+    outputs = call(nets.critic, critic, batch.obs, action, task, critic_masks)
     value = nets.critic.reduced(outputs)
-    return mean(alpha * log_prob - value, batch.weight), mean(log_prob.detach(), batch.weight)
+    loss = mean(alpha.unsqueeze(-1) * log_prob - value, batch.weight)
+    return loss, mean(log_prob.detach(), batch.weight)
 
 
 def temperature_loss(
     temperature: Parameters, log_prob: Tensor, target_entropy: float, through_alpha: bool
 ) -> tuple[Tensor, Tensor]:
-    """``−x (log π + H̄)``, with ``x`` = log α, or α itself; ``log_prob`` is the task's mean, ``[]``."""
-    log_alpha = temperature.merged()["log_alpha"].squeeze()
+    """``−x (log π + H̄)``, with ``x`` = log α, or α itself; ``log_prob`` is the task's mean, ``[]``, and returned."""
+    log_alpha = dict(temperature.tensors())["log_alpha"].squeeze(-1)
     x = log_alpha.exp() if through_alpha else log_alpha
-    return -x * (log_prob + target_entropy), log_alpha.detach()
+    return -x * (log_prob + target_entropy), log_prob
 
 
 class MTSAC:
@@ -143,14 +147,17 @@ class MTSAC:
         )
 
         task = (config.task_input, config.embedding_dim)
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        precision = choose_precision(config.precision, device)
+        kind = choose_kernels(config.kernels, device)
+        self.path = PLAIN if kind == "plain" else FACTORED
+        kernels = make_kernels(kind, torch.bfloat16 if precision == "bf16" else torch.float32)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             actor, self.actor = make_parameters(
-                lambda: Actor(obs_dim, action_dim, T, config.actor, *task, dtype), T, device
+                lambda: Actor(obs_dim, action_dim, T, config.actor, *task, kernels), T, device
             )
             critic, self.critic = make_parameters(
-                lambda: Critic(obs_dim, action_dim, T, config.critic, *task, dtype), T, device
+                lambda: Critic(obs_dim, action_dim, T, config.critic, *task, kernels), T, device
             )
         assert isinstance(actor, Actor)
         assert isinstance(critic, Critic)
@@ -251,7 +258,7 @@ class MTSAC:
         ceiling = self.rewards.largest_return(scale) if self.config.target_clip else None
         batch = batch._replace(rewards=batch.rewards / scale.unsqueeze(1))
         with torch.no_grad():
-            target = over_tasks(
+            target = self.path.over_tasks(
                 partial(td_target, nets=self.nets, gamma=self.config.gamma),
                 self.actor, self.target, alpha, self.one_hot, batch, noise.next_action, noise.target_masks,
                 ceiling,
@@ -287,15 +294,17 @@ class MTSAC:
     ) -> Gradient:  # fmt: skip
         """Loss → gradient → clip → Adam → the method's own step."""
         method = self.methods[name]
-        gradient = multitask_gradient(method, loss, params, *inputs, present=present)
+        # the temperature's parameter is in no layer: its own gradients, where they are wanted, are vmap's
+        path = PLAIN if params is self.temperature and not isinstance(method, Scalarization) else self.path
+        gradient = multitask_gradient(method, loss, params, *inputs, present=present, path=path)
         metrics |= {
             f"{name}_loss": gradient.losses,
             f"{name}_weights": gradient.weights,
             f"{name}_finite": gradient.finite,
         }
         if diagnose:
-            rows = per_task_gradients(loss, params, *inputs)[0].shared
-            metrics[f"conflict_{name}"] = measure_conflict(rows, gradient.params.shared, gradient.weights)
+            tasks = path.per_task(loss, params, *inputs)
+            metrics[f"conflict_{name}"] = measure_conflict(tasks, gradient.params.shared, gradient.weights)
         for (_, p), (_, g) in zip(params.tensors(), gradient.params.tensors(), strict=True):
             p.grad = g
         if config is not None and config.max_grad_norm is not None:
@@ -303,7 +312,7 @@ class MTSAC:
         self.steps[name].step()
         if method.needs_after_step:
             with torch.no_grad():
-                method.after_step(over_tasks(loss, params, *inputs)[0])
+                method.after_step(path.over_tasks(loss, params, *inputs)[0])
         return gradient
 
     def state_dict(self) -> dict[str, Any]:

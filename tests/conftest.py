@@ -39,7 +39,7 @@ def make_agent() -> Callable[..., MTSAC]:
             actor=ActorConfig(**{"hidden": hidden, **(actor or {})}),
             critic=CriticConfig(**{"hidden": hidden, **(critic or {})}),
             temperature=TemperatureConfig(**(temperature or {})),
-            **{"reward_scale": "none", **config},
+            **{"reward_scale": "none", "precision": "fp32", **config},
         )
         names = tuple(f"task-{t}" for t in range(num_tasks))
         return MTSAC(

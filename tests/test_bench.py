@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,15 +16,14 @@ from tiny_runs import POINT
 from torch.utils.flop_counter import FlopCounterMode
 
 from envs import Protocol
-from mtrl import gradients, machine
 from mtrl.bench import measure, settings, tune, updates
 from mtrl.bench.flops import update_flops
+from mtrl.bench.peak import find_peak
 from mtrl.bench.plain import PlainUpdate, flat
 from mtrl.bench.settings import BARS, OF_TRAINING, SETTINGS, Setting, agent_config, make_agent, make_batch
 from mtrl.cli import main
 from mtrl.commands import bench, bench_training
 from mtrl.commands.parser import parse_train
-from mtrl.machine import find_peak
 from mtrl.optimizers import OPTIMIZERS
 from mtrl.sac import Noise
 
@@ -124,7 +122,7 @@ def test_flops_agree_with_torch_s_counter(letter: str) -> None:
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_the_update_written_by_hand_is_the_agent_s(layer_norm: bool) -> None:
     setting = Setting(tasks=3, rows=5, hidden=(16, 16), layer_norm=layer_norm)
-    agent, plain = make_agent(3, agent_config(setting)), PlainUpdate(setting)
+    agent, plain = make_agent(3, agent_config(setting), precision="fp32"), PlainUpdate(setting)
 
     def pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every parameter by hand and the agent's; by hand the action comes behind the one-hot, not before."""
@@ -161,21 +159,6 @@ def test_the_update_written_by_hand_is_the_agent_s(layer_norm: bool) -> None:
     torch.testing.assert_close(plain.log_alpha.detach().exp(), agent.alpha)
 
 
-def test_the_loop_of_backward_passes_is_used_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent, batch = make_agent(3, agent_config(TINY["S"]), "pcgrad"), make_batch(3, 4)
-    batched, by_loop = gradients.per_task_gradients, gradients.per_task_gradients_by_loop
-    calls: list[str] = []
-
-    def counted(*arguments: Any) -> Any:
-        calls.append("loop")
-        return by_loop(*arguments)
-
-    monkeypatch.setattr(gradients, "per_task_gradients_by_loop", counted)
-    updates.update_by_loop(agent, batch)
-    assert len(calls) == 2  # critics and actor; the temperatures go by unitary
-    assert gradients.per_task_gradients is batched
-
-
 def test_the_optimizers_are_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,26 +170,6 @@ def test_the_optimizers_are_timed(
     assert timed["pcgrad"]["solver_ms_50"] > 0
     assert main(["bench", "optimizers", "--rounds", "1"]) == 0
     assert "pcgrad" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("text", "fast"),
-    [
-        ("processor : 0\nflags : fpu avx512f avx512_bf16\n\nprocessor : 1\n", True),
-        ("processor : 0\nflags : fpu amx_bf16 amx_tile\n", True),
-        ("processor : 0\nFeatures : fp asimd bf16\n", True),
-        ("processor : 0\nflags : fpu avx2 avx512f\nmodel name : bf16\n", False),
-        (None, False),
-    ],
-)
-def test_bf16_is_fast_where_the_processor_lists_it(
-    text: str | None, fast: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    file = tmp_path / "cpuinfo"
-    if text is not None:
-        file.write_text(text)
-    monkeypatch.setattr(machine, "CPU_INFO", file)
-    assert machine.bf16_is_fast() is fast
 
 
 def test_bars_of_bf16_are_void_where_it_is_emulated(

@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from mtrl.conflict import measure_conflict
+from mtrl.conflict import Conflict, measure_conflict
+from mtrl.gradients import Rows, WholeRows
+
+
+def measure(rows: Rows, applied: Rows, weights: torch.Tensor) -> Conflict:
+    return measure_conflict(WholeRows(rows, {}, torch.zeros(len(weights)), None), applied, weights)
 
 
 def test_two_tasks_by_hand():
@@ -15,7 +20,7 @@ def test_two_tasks_by_hand():
     # Mean (1, 0 | ½), norm √1.25. Applied (0, 0 | 2): cosine 1/(2 √1.25) = 0.4472, ratio 2/√1.25 = 1.7889.
     rows = {"a": torch.tensor([[3.0, 0.0], [-1.0, 0.0]]), "b": torch.tensor([[0.0], [1.0]])}
     applied = {"a": torch.zeros(2), "b": torch.tensor([2.0])}
-    conflict = measure_conflict(rows, applied, torch.tensor([0.25, 0.75]))
+    conflict = measure(rows, applied, torch.tensor([0.25, 0.75]))
     assert conflict.gramian.tolist() == [[9, -3], [-3, 2]]
     assert conflict.norms.tolist() == pytest.approx([3, math.sqrt(2)])
     assert conflict.cosines.flatten().tolist() == pytest.approx([1, -0.707107, -0.707107, 1], rel=1e-6)
@@ -31,7 +36,7 @@ def test_two_tasks_by_hand():
 def test_the_summary_is_over_distinct_pairs():
     # (1, 0), (0, 1), (−1, −1)/√2·2: cosines 0, −0.7071, −0.7071: mean −0.4714, two of three below zero
     rows = {"a": torch.tensor([[1.0, 0.0], [0.0, 1.0], [-math.sqrt(2), -math.sqrt(2)]])}
-    conflict = measure_conflict(rows, {"a": rows["a"].mean(0)}, torch.full((3,), 1 / 3))
+    conflict = measure(rows, {"a": rows["a"].mean(0)}, torch.full((3,), 1 / 3))
     summary = conflict.summary()
     assert summary["cosine_mean"] == pytest.approx(-0.471405, rel=1e-5)
     assert summary["negative_pairs"] == pytest.approx(2 / 3)
@@ -41,21 +46,21 @@ def test_the_summary_is_over_distinct_pairs():
 
 def test_a_zero_gradient_has_no_cosine_and_is_left_out_of_the_summary():
     rows = {"a": torch.tensor([[1.0, 0.0], [0.0, 0.0], [-2.0, 0.0]])}
-    conflict = measure_conflict(rows, {"a": torch.tensor([1.0, 0.0])}, torch.ones(3))
+    conflict = measure(rows, {"a": torch.tensor([1.0, 0.0])}, torch.ones(3))
     assert conflict.cosines[1].isnan().all()
     assert conflict.summary()["cosine_mean"] == -1
     assert conflict.summary()["negative_pairs"] == 1
 
 
 def test_one_task_has_no_pairs_and_says_nan():
-    conflict = measure_conflict({"a": torch.ones(1, 2)}, {"a": torch.ones(2)}, torch.ones(1))
+    conflict = measure({"a": torch.ones(1, 2)}, {"a": torch.ones(2)}, torch.ones(1))
     assert math.isnan(conflict.summary()["cosine_mean"])
     assert math.isnan(conflict.summary()["negative_pairs"])
 
 
 def test_cosines_never_leave_minus_one_to_one():
     row = torch.rand(1, 1000)
-    conflict = measure_conflict({"a": torch.cat((row, 3 * row, -row))}, {"a": row[0]}, torch.ones(3))
+    conflict = measure({"a": torch.cat((row, 3 * row, -row))}, {"a": row[0]}, torch.ones(3))
     assert conflict.cosines.abs().max() <= 1
 
 

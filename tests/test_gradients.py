@@ -11,16 +11,22 @@ import torch
 from torch import Tensor
 
 from mtrl.gradients import (
+    BY_LOOP,
+    FACTORED,
+    PLAIN,
+    FactoredRows,
     Loss,
+    WholeRows,
+    all_at_once,
     as_parameters,
-    gramian,
+    factored_gradients,
     jacobian,
     multitask_gradient,
     per_task_gradients,
     per_task_gradients_by_loop,
-    recombine,
     task_share,
 )
+from mtrl.kernels import Factors
 from mtrl.networks import Parameters
 from mtrl.optimizers import make_optimizer
 from mtrl.sac import actor_loss, critic_loss
@@ -54,9 +60,12 @@ def double(x: Any) -> Any:
 
 @pytest.fixture
 def case(make_agent, make_batch) -> Callable[..., Case]:
-    def make(network: str, task_input: str, stabilised: bool = True, weight: Tensor | None = None) -> Case:
-        own = {"layer_norm": stabilised, "dropout": 0.3 if stabilised else 0.0, "init": "torch"}
-        agent = make_agent(T, task_input=task_input, actor=own, critic=own, embedding_dim=4)
+    def make(
+        network: str, task_input: str, stabilised: bool = True, weight: Tensor | None = None,
+        kernels: str = "plain", **more: Any,
+    ) -> Case:  # fmt: skip
+        own = {"layer_norm": stabilised, "dropout": 0.3 if stabilised else 0.0, "init": "torch", **more}
+        agent = make_agent(T, task_input=task_input, actor=own, critic=own, embedding_dim=4, kernels=kernels)
         batch, noise = make_batch(T, B)._replace(weight=weight), agent.draw_noise(B)
         if network == "critic":
             loss = partial(critic_loss, nets=agent.nets)
@@ -85,16 +94,23 @@ def assert_parameters_close(first: Parameters, second: Parameters) -> None:
             close(one[name], other[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
+def assert_tasks_close(first: Any, second: Any) -> None:
+    for one, other in ((first.rows(), second.rows()), (first.private, second.private)):
+        assert one.keys() == other.keys()
+        for name in one:
+            close(one[name], other[name], msg=lambda text, name=name: f"{name}: {text}")
+    close(first.losses, second.losses)
+    close(first.aux, second.aux)
+
+
 @pytest.mark.parametrize("stabilised", [False, True], ids=["plain", "layer_norm+dropout"])
 @pytest.mark.parametrize("task_input", TASK_INPUTS)
 @pytest.mark.parametrize("network", ["critic", "actor"])
 def test_vmap_of_grad_equals_t_backward_passes_equals_each_task_alone(case, network, task_input, stabilised):
     loss, params, inputs = case(network, task_input, stabilised)
-    rows, losses, aux = per_task_gradients(loss, params, *inputs)
-    looped, looped_losses, looped_aux = per_task_gradients_by_loop(loss, params, *inputs)
-    assert_parameters_close(rows, looped)
-    close(losses, looped_losses)
-    close(aux, looped_aux)
+    rows = per_task_gradients(loss, params, *inputs)
+    losses = rows.losses
+    assert_tasks_close(rows, per_task_gradients_by_loop(loss, params, *inputs))
     assert losses.dtype == torch.float64
     assert bool(rows.private) == (task_input in ("embedding", "heads"))
 
@@ -129,7 +145,8 @@ def test_vmap_of_grad_equals_t_backward_passes_equals_each_task_alone(case, netw
 @pytest.mark.parametrize("network", ["critic", "actor"])
 def test_the_scalarized_gradient_is_the_mean_of_the_tasks_gradients(case, network, task_input):
     loss, params, inputs = case(network, task_input)
-    rows, losses, aux = per_task_gradients(loss, params, *inputs)
+    rows = per_task_gradients(loss, params, *inputs)
+    losses, aux = rows.losses, rows.aux
     gradient = multitask_gradient(make_optimizer("unitary", T), loss, params, *inputs)
     mean_of_rows = Parameters(
         {k: row.mean(0) for k, row in rows.shared.items()}, {k: row / T for k, row in rows.private.items()}
@@ -145,7 +162,7 @@ def test_the_scalarized_gradient_is_the_mean_of_the_tasks_gradients(case, networ
 @pytest.mark.parametrize("network", ["critic", "actor"])
 def test_a_gradient_method_combines_the_shared_rows_and_leaves_private_ones_their_own(case, network, name):
     loss, params, inputs = case(network, "heads")
-    rows, _, _ = per_task_gradients(loss, params, *inputs)
+    rows = per_task_gradients(loss, params, *inputs)
     gradient = multitask_gradient(make_optimizer(name, T, seed=3), loss, params, *inputs)
     expected = make_optimizer(name, T, seed=3).combine(jacobian(rows.shared))
     torch.testing.assert_close(
@@ -160,14 +177,14 @@ def test_a_gradient_method_combines_the_shared_rows_and_leaves_private_ones_thei
 
 def test_static_weights_scale_shared_and_private_gradients_alike(case):
     loss, params, inputs = case("critic", "heads")
-    rows, _, _ = per_task_gradients(loss, params, *inputs)
+    rows = per_task_gradients(loss, params, *inputs)
     method = make_optimizer("static", T, weights=[1.0, 2.0, 3.0])
     gradient = multitask_gradient(method, loss, params, *inputs)
     w = gradient.weights
     assert_parameters_close(
         gradient.params,
         Parameters(
-            recombine(rows.shared, w),
+            rows.combine(w),
             {k: row * w.view(-1, *(1,) * (row.dim() - 1)) for k, row in rows.private.items()},
         ),
     )
@@ -182,7 +199,8 @@ def test_an_absent_task_is_left_out(case, network, name):
     loss, params, inputs = case(network, "heads", weight=weight)
     present = weight.any(dim=1)
     gradient = multitask_gradient(make_optimizer(name, T, seed=3), loss, params, *inputs, present=present)
-    rows, losses, _ = per_task_gradients(loss, params, *inputs)
+    rows = per_task_gradients(loss, params, *inputs)
+    losses = rows.losses
     two = {k: row[[0, 2]] for k, row in rows.shared.items()}
     if name == "unitary":
         expected = {k: row.mean(0) for k, row in two.items()}  # the mean over the present
@@ -206,16 +224,83 @@ def test_a_task_whose_loss_is_not_finite_is_flagged_and_no_other(case):
         assert gradient.finite.tolist() == [True, False, True], name
 
 
+@pytest.mark.parametrize("kernels", ["torch", "onednn"])
+@pytest.mark.parametrize("variant", [{}, {"activation": "silu"}, {"blocks": 1}, {"dropout": 0.0}], ids=str)
+@pytest.mark.parametrize("stabilised", [False, True], ids=["plain", "layer_norm+dropout"])
+@pytest.mark.parametrize("task_input", TASK_INPUTS)
+@pytest.mark.parametrize("network", ["critic", "actor"])
+def test_the_factored_path_gives_the_same_gradients_gramian_and_combination(
+    case, network, task_input, stabilised, variant, kernels
+):
+    loss, params, inputs = case(network, task_input, stabilised, **variant)
+    fused, *_ = case(network, task_input, stabilised, **variant, kernels=kernels)
+    whole, factored = per_task_gradients(loss, params, *inputs), factored_gradients(fused, params, *inputs)
+    assert_tasks_close(factored, whole)
+    weights = torch.rand(T, dtype=torch.float64)
+    from_factors = factored.combine(weights)
+    close(factored.gramian(), whole.gramian())
+    from_rows = factored.combine(weights)
+    assert factored.kept
+    for name, value in whole.combine(weights).items():
+        close(from_factors[name], value)
+        close(from_rows[name], value)
+
+
+def test_rows_beyond_the_limit_are_not_kept(case, monkeypatch):
+    monkeypatch.setattr("mtrl.gradients.MOST_KEPT", 0)
+    _, params, inputs = case("critic", "one_hot")
+    fused, *_ = case("critic", "one_hot", kernels="torch")
+    tasks = factored_gradients(fused, params, *inputs)
+    tasks.gramian()
+    assert not tasks.kept
+
+
+@pytest.mark.parametrize("name", ["unitary", "uncertainty", "pcgrad", "mgda", "graddrop"])
+@pytest.mark.parametrize("network", ["critic", "actor"])
+def test_every_path_leads_to_the_same_step(case, network, name):
+    weight = torch.ones(T, B)
+    weight[2, 2:] = 0
+    loss, params, inputs = case(network, "heads", weight=weight)
+    fused, *_ = case(network, "heads", weight=weight, kernels="torch")
+    steps = [
+        multitask_gradient(make_optimizer(name, T, seed=3), function, params, *inputs, path=path)
+        for function, path in ((loss, PLAIN), (loss, BY_LOOP), (fused, FACTORED))
+    ]
+    for step in steps[1:]:
+        assert_parameters_close(step.params, steps[0].params)
+        close(step.losses, steps[0].losses)
+        close(step.weights, steps[0].weights, equal_nan=True)
+        close(step.aux, steps[0].aux)
+        assert step.finite.tolist() == steps[0].finite.tolist()
+
+
+def test_a_loss_that_reduces_over_tasks_is_refused_by_the_factored_path():
+    with pytest.raises(ValueError, match="kernels = plain"):
+        all_at_once(lambda x: x.mean(), torch.ones(T, B))
+
+
+def test_a_shared_parameter_outside_of_the_fused_layers_is_refused_by_name():
+    params = Parameters({"scale": torch.ones(1, requires_grad=True)}, {})
+    with pytest.raises(ValueError, match="scale is used outside of the fused layers"):
+        factored_gradients(lambda p, x: ((x * p.shared["scale"]).mean(-1), x), params, torch.ones(T, B))
+
+
 def test_the_gramian_recombination_and_jacobian_agree_by_hand():
     # J = [[1, 0 | 2], [−1, 1 | 0]]: JJᵀ = [[5, −1], [−1, 2]]; with weights (2, 1): (1, 1 | 4)
+    # the first as factors of one row each: d = (1), (−1) by x = (1, 0), (1, −1)
     rows = {"a": torch.tensor([[[1.0, 0.0]], [[-1.0, 1.0]]]), "b": torch.tensor([[2.0], [0.0]])}
-    assert gramian(rows).tolist() == [[5, -1], [-1, 2]]
-    assert jacobian(rows).tolist() == [[1, 0, 2], [-1, 1, 0]]
-    combined = recombine(rows, torch.tensor([2.0, 1.0]))
-    assert combined["a"].tolist() == [[1, 1]]
-    assert combined["b"].tolist() == [4]
-    cut = as_parameters(torch.tensor([1.0, 1.0, 4.0]), rows)
-    assert all(torch.equal(cut[name], combined[name]) for name in rows)
+    factors = Factors(torch.tensor([[[1.0, 0.0]], [[1.0, -1.0]]]), torch.tensor([[[1.0]], [[-1.0]]]))
+    for tasks in (
+        WholeRows(rows, {}, torch.zeros(2), None),
+        FactoredRows({"a": factors, "b": rows["b"]}, {}, torch.zeros(2), None),
+    ):
+        assert tasks.gramian().tolist() == [[5, -1], [-1, 2]]
+        assert jacobian(tasks.rows()).tolist() == [[1, 0, 2], [-1, 1, 0]]
+        combined = tasks.combine(torch.tensor([2.0, 1.0]))
+        assert combined["a"].tolist() == [[1, 1]]
+        assert combined["b"].tolist() == [4]
+        cut = as_parameters(torch.tensor([1.0, 1.0, 4.0]), rows)
+        assert all(torch.equal(cut[name], combined[name]) for name in rows)
 
 
 def test_a_tasks_share_is_one_over_the_number_of_present_tasks():
@@ -225,10 +310,11 @@ def test_a_tasks_share_is_one_over_the_number_of_present_tasks():
 
 
 def test_float32_agrees_with_the_loop_as_far_as_float32_can(make_agent, make_batch):
-    agent, batch = make_agent(T, task_input="embedding", critic={"dropout": 0.2}), make_batch(T, B)
+    agent = make_agent(T, task_input="embedding", critic={"dropout": 0.2}, kernels="plain")
+    batch = make_batch(T, B)
     inputs = (agent.one_hot, batch, torch.randn(T, B), agent.draw_noise(B).critic_masks)
     loss = partial(critic_loss, nets=agent.nets)
-    rows, *_ = per_task_gradients(loss, agent.critic, *inputs)
-    looped, *_ = per_task_gradients_by_loop(loss, agent.critic, *inputs)
-    for (_, one), (_, other) in zip(rows.tensors(), looped.tensors(), strict=True):
-        assert (one - other).norm() <= 1e-5 * other.norm() + 1e-7
+    rows = per_task_gradients(loss, agent.critic, *inputs).rows()
+    looped = per_task_gradients_by_loop(loss, agent.critic, *inputs).rows()
+    for name, other in looped.items():
+        assert (rows[name] - other).norm() <= 1e-5 * other.norm() + 1e-7

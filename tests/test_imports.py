@@ -19,6 +19,7 @@ LAYERS = [
         "mtrl.categorical",
         "mtrl.config",
         "mtrl.files",
+        "mtrl.kernels",
         "mtrl.machine",
         "mtrl.networks",
         "mtrl.replay",

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny_runs import POINT, at_step, status, train, written
 
 from mtrl import cli
@@ -244,3 +245,20 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 def newest_step(run: Path) -> int:
     return max(int(path.stem.split("-")[1]) for path in (run / "checkpoint").glob("manifest-*.json"))
+
+
+def test_what_auto_became_is_written_down_and_a_resume_goes_on_with_it(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    auto = ["--agent.precision=auto", "--agent.kernels=auto", "--threads=auto"]
+    monkeypatch.setattr("mtrl.machine.bf16_is_fast", lambda: True)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    at_step(monkeypatch, 60, send(signal.SIGINT))
+    assert train(run, *auto) == 4
+    before = yaml.safe_load((run / "config.yaml").read_text())
+    assert (before["agent"]["precision"], before["threads"]) == ("bf16", 1)
+    assert before["agent"]["kernels"] in ("torch", "onednn")
+    # another machine, the same command
+    monkeypatch.setattr("mtrl.machine.bf16_is_fast", lambda: False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert train(run, *auto) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text()) == before

@@ -15,11 +15,10 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch.distributions import Normal
-from torch.func import functional_call
 
 from mtrl.config import ActorConfig, CriticConfig, NetworkConfig
-from mtrl.gradients import multitask_gradient, over_tasks
-from mtrl.networks import Actor, Critic, Parameters, squashed_sample
+from mtrl.gradients import multitask_gradient
+from mtrl.networks import Actor, Critic, Parameters, call, squashed_sample
 from mtrl.optimizers import OPTIMIZERS, make_optimizer
 from mtrl.replay import Batch
 from mtrl.sac import (
@@ -404,7 +403,7 @@ def test_a_method_that_wants_the_losses_after_the_step_gets_them_on_the_same_bat
     before = agent.update(batch, noise)["critic_loss"]
     (after,) = got
     inputs = (agent.one_hot, batch, batch.rewards, noise.critic_masks)  # γ = 0: the target is the reward
-    expected, _ = over_tasks(partial(critic_loss, nets=agent.nets), agent.critic, *inputs)
+    expected, _ = agent.path.over_tasks(partial(critic_loss, nets=agent.nets), agent.critic, *inputs)
     torch.testing.assert_close(after, expected.detach())
     assert not torch.allclose(after, before, rtol=1e-2)
 
@@ -592,9 +591,9 @@ def test_the_minimum_over_the_ensemble_is_taken_row_by_row(make_agent, make_batc
     batch = Batch(*(None if c is None else c[0] for c in make_batch(1, 50)))
     noise, task, alpha = torch.randn(50, 2), agent.one_hot[0], torch.tensor(0.0)
     target = td_target(agent.actor, agent.target, alpha, task, batch, noise, (), None, agent.nets, 1.0)
-    gaussian = functional_call(agent.nets.actor, agent.actor.merged(), (batch.next_obs, task))
+    gaussian = call(agent.nets.actor, agent.actor, batch.next_obs, task)
     action, _ = squashed_sample(*gaussian, noise)
-    q = functional_call(agent.nets.critic, agent.target.merged(), (batch.next_obs, action, task))
+    q = call(agent.nets.critic, agent.target, batch.next_obs, action, task)
     assert q.shape == (4, 50)
     assert len(q.argmin(0).unique()) > 1  # not one critic is the smallest everywhere
     expected = batch.rewards + (1 - batch.terminated) * q.min(dim=0).values

@@ -13,7 +13,7 @@ from envs import Protocol, make_suite
 from mtrl.checkpoint import pack, unpack
 from mtrl.cli import main
 from mtrl.config import AgentConfig, ConfigError, NetworkConfig, ReplayConfig
-from mtrl.gradients import over_tasks, per_task_gradients, per_task_gradients_by_loop
+from mtrl.gradients import BY_LOOP, FACTORED, PLAIN
 from mtrl.guard import GuardCallback
 from mtrl.networks import MLP, Parameters
 from mtrl.policy import load_policy
@@ -83,10 +83,10 @@ VARIANTS = {
 }
 
 
-def critic_gradients(agent, batch, way):
+def critic_gradients(agent, batch, path):
     noise = agent.draw_noise(batch.rewards.shape[1])
     with torch.no_grad():
-        target = over_tasks(
+        target = path.over_tasks(
             lambda *args: td_target(*args, agent.nets, 0.9),
             agent.actor, agent.target, agent.alpha, agent.one_hot, batch, noise.next_action,
             noise.target_masks, None,
@@ -95,18 +95,19 @@ def critic_gradients(agent, batch, way):
     def loss(*args):
         return critic_loss(*args, nets=agent.nets)
 
-    return way(loss, agent.critic, agent.one_hot, batch, target, noise.critic_masks)
+    return path.per_task(loss, agent.critic, agent.one_hot, batch, target, noise.critic_masks)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_gradients_of_vmap_are_those_of_a_loop(variant, make_agent, make_batch):
-    rows = []
-    for way in (per_task_gradients, per_task_gradients_by_loop):
-        agent = make_agent(3, **VARIANTS[variant])
-        rows.append(critic_gradients(agent, make_batch(), way))
-    for (name, fast), (_, slow) in zip(rows[0][0].tensors(), rows[1][0].tensors(), strict=True):
-        torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
-    torch.testing.assert_close(rows[0][1], rows[1][1])
+def test_the_gradients_of_vmap_of_a_loop_and_of_the_fast_path_are_the_same(variant, make_agent, make_batch):
+    found = []
+    for path, kernels in ((PLAIN, "plain"), (BY_LOOP, "plain"), (FACTORED, "torch"), (FACTORED, "onednn")):
+        agent = make_agent(3, **VARIANTS[variant], kernels=kernels)
+        found.append(critic_gradients(agent, make_batch(), path))
+    for other in found[1:]:
+        torch.testing.assert_close(other.rows(), found[0].rows(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other.private, found[0].private, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other.losses, found[0].losses)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -18,7 +18,7 @@ COLUMNS = 100_000  # of the Jacobian that a method on rows is timed with
 def time_optimizers(setting: Setting, rounds: int) -> dict[str, dict[str, Any]]:
     """Per method: median solver time at T = 10 and 50, the whole update's in fp32, and its ratio to unitary's."""
     batch, config = make_batch(setting.tasks, setting.rows), agent_config(setting)
-    agents = {name: make_agent(setting.tasks, config, name) for name in OPTIMIZERS}
+    agents = {name: make_agent(setting.tasks, config, name, precision="fp32") for name in OPTIMIZERS}
     seconds = take_turns(
         {name: lambda agent=agent: agent.update(batch) for name, agent in agents.items()},  # type: ignore[misc]
         rounds,

@@ -62,8 +62,8 @@ def void(key: str) -> bool:
 
 
 def choices(key: str) -> tuple[str, ...]:
-    """The values that AgentConfig takes for ``precision`` or ``kernels``; empty if it has no such setting."""
-    return get_args(get_type_hints(AgentConfig).get(key))
+    """The values that AgentConfig takes for ``precision`` or ``kernels``, but for ``auto``."""
+    return tuple(value for value in get_args(get_type_hints(AgentConfig)[key]) if value != "auto")
 
 
 def agent_config(setting: Setting) -> AgentConfig:
@@ -80,9 +80,6 @@ def make_agent(
     **chosen: str,
 ) -> MTSAC:  # fmt: skip
     """An agent for T tasks; ``chosen`` is its precision and kernels, where they differ from the config's."""
-    # until AgentConfig takes precision=auto, it is what auto will choose
-    if chosen.get("precision") == "auto" and "auto" not in choices("precision"):
-        chosen["precision"] = "bf16" if bf16_is_fast() else "fp32"
     names = tuple(f"task{t}" for t in range(tasks))
     config = replace(config, **chosen)  # type: ignore[arg-type]
     return MTSAC(OBSERVATION, ACTION, names, config, optimizer=optimizer, options=options)

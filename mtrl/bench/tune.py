@@ -42,9 +42,7 @@ def time_choices(
     rounds: int,
 ) -> list[Choice]:
     """Every combination, float32 and few threads first; Meta-World's observations and actions."""
-    settings = {
-        key: [v for v in choices(key) if v != "auto"] for key in ("precision", "kernels") if choices(key)
-    }
+    settings = {key: choices(key) for key in ("precision", "kernels")}
     batch = make_batch(tasks, rows)
     combined = [
         (n, dict(zip(settings, values, strict=True)))

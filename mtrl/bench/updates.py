@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-import mtrl.gradients
 from mtrl.bench.flops import update_flops
 from mtrl.bench.measure import Ratio, ratio_of, take_turns
+from mtrl.bench.peak import Peak
 from mtrl.bench.plain import PlainUpdate, flat
 from mtrl.bench.settings import (
     ACTION,
@@ -21,9 +21,9 @@ from mtrl.bench.settings import (
     make_agent,
     make_batch,
 )
-from mtrl.machine import Peak, bf16_is_fast
-from mtrl.replay import Batch, TaskReplay
-from mtrl.sac import MTSAC
+from mtrl.gradients import BY_LOOP, Path
+from mtrl.machine import bf16_is_fast
+from mtrl.replay import TaskReplay
 
 CAPACITY = 100_000  # transitions of each task that are sampled from
 EMULATED_ROUNDS = 5  # at most, of bf16 where it is emulated: its bars are void, and it is slow
@@ -60,8 +60,9 @@ def method_ratios(letter: str, setting: Setting, precision: str, peak: Peak, rou
     """Each method's whole update over unitary's, in one precision; in S also unitary's over the floor."""
     batch, config = make_batch(setting.tasks, setting.rows), agent_config(setting)
 
-    def update(method: str) -> Callable[[], Any]:
-        agent = make_agent(setting.tasks, config, method, precision=precision)
+    def update(method: str, path: Path | None = None, kernels: str = "auto") -> Callable[[], Any]:
+        agent = make_agent(setting.tasks, config, method, precision=precision, kernels=kernels)
+        agent.path = path or agent.path
         return lambda: agent.update(batch)
 
     functions = {method: update(method) for method in ("unitary", *METHODS)}
@@ -69,29 +70,22 @@ def method_ratios(letter: str, setting: Setting, precision: str, peak: Peak, rou
         functions["floor"] = peak.product.run
         if precision == "fp32":
             functions["graddrop"] = update("graddrop")
-            looped = make_agent(setting.tasks, config, "pcgrad", precision=precision)
-            functions["loop_pcgrad"] = lambda: update_by_loop(looped, batch)
+            # T backward passes need stock torch's kernels; so has the unitary update that they are compared with
+            functions["plain"] = update("unitary", kernels="plain")
+            functions["loop"] = update("pcgrad", BY_LOOP, kernels="plain")
     seconds = take_turns(functions, rounds)
     unitary, product = seconds.pop("unitary"), seconds.pop("floor", None)
+    loop, plain = seconds.pop("loop", None), seconds.pop("plain", None)
     ratios = {
         f"{method}_over_unitary_{precision}_{letter}": ratio_of(times, unitary)
         for method, times in seconds.items()
     }
-    if product is not None:
+    if loop and plain:
+        ratios[f"loop_pcgrad_over_unitary_{precision}_{letter}"] = ratio_of(loop, plain)
+    if product:
         share = update_flops(setting) / peak.product.flops
         ratios[f"unitary_{precision}_over_floor"] = ratio_of(unitary, [share * t for t in product])
     return ratios
-
-
-def update_by_loop(agent: MTSAC, batch: Batch) -> None:
-    """An update whose per-task gradients are made by T backward passes."""
-    # in place of an attribute that the agent will have to choose them by
-    batched = mtrl.gradients.per_task_gradients
-    mtrl.gradients.per_task_gradients = mtrl.gradients.per_task_gradients_by_loop
-    try:
-        agent.update(batch)
-    finally:
-        mtrl.gradients.per_task_gradients = batched
 
 
 def plain_ratios(letter: str, setting: Setting, rounds: int, capacity: int) -> dict[str, Ratio]:

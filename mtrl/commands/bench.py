@@ -19,14 +19,14 @@ from rich.table import Column, Table
 
 from mtrl.bench.measure import MOST_SPREAD, Ratio
 from mtrl.bench.optimizers import time_optimizers
+from mtrl.bench.peak import Peak, find_peak
 from mtrl.bench.settings import BARS, SETTINGS, bar, void
 from mtrl.bench.tune import recommended, time_choices
 from mtrl.bench.updates import update_ratios
 from mtrl.commands.bench_training import training_ratios
 from mtrl.commands.parser import Parser, parse_train
-from mtrl.commands.train import choose_threads
 from mtrl.config import ConfigError
-from mtrl.machine import Peak, bf16_is_fast, cpu_info, find_peak
+from mtrl.machine import CPUINFO, bf16_is_fast, choose_threads
 from mtrl.runfolder import versions
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -90,10 +90,21 @@ def say(text: str) -> None:
 def machine() -> dict[str, Any]:
     """Where the figures come from."""
     return {
-        "processor": cpu_info().get("model name", platform.machine()),
+        "processor": processor(),
         "cores": os.cpu_count(), "threads": torch.get_num_threads(), "bf16_is_fast": bf16_is_fast(),
         "load": round(os.getloadavg()[0], 2), "versions": versions(),
     }  # fmt: skip
+
+
+def processor() -> str:
+    """Its name, as far as the system tells."""
+    try:
+        lines = Path(CPUINFO).read_text().splitlines()
+    except OSError:  # no Linux
+        lines = []
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
 def report(rounds: int, quick: bool) -> tuple[dict[str, Any], Table]:

@@ -24,6 +24,7 @@ from envs import Protocol, make_suite
 from mtrl.bench.measure import Ratio, ratio_of, take_turns
 from mtrl.commands import train
 from mtrl.commands.parser import parse_train
+from mtrl.machine import choose_threads
 from mtrl.runfolder import RunFolder
 
 STEPS = 20  # of the environments in a round
@@ -152,7 +153,7 @@ def peak_memory() -> float:
 def train_filled(folder: str, arguments: Sequence[str]) -> None:
     """The last steps of a run whose replay is full, random transitions standing for those before."""
     request = parse_train([*arguments, f"--run_dir={folder}/run"])
-    torch.set_num_threads(train.choose_threads(request.config.threads))
+    torch.set_num_threads(choose_threads(request.config.threads))
     trainer, envs = train.build(request.config, request.protocol, train.choose_device(request.config.device))
     replay = trainer.replay_buffer
     for column in replay.data.values():

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from mtrl.bench.peak import find_peak
 from mtrl.commands.parser import Parser
-from mtrl.commands.train import choose_threads
-from mtrl.machine import bf16_is_fast, find_peak
+from mtrl.machine import bf16_is_fast, choose_threads
 from mtrl.replay import free_memory
 from mtrl.runfolder import versions
 

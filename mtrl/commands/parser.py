@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 
 from envs import Protocol, preset_fields
 from mtrl.config import ConfigError, TrainConfig, nearest
+from mtrl.machine import choose_kernels, choose_precision, choose_threads
 
 # in a wheel the configs lie inside the package, in a checkout beside it
 CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
@@ -146,6 +149,30 @@ def parse_train(arguments: Sequence[str]) -> Request:
         values.pop(key, None)
     text = parser.dump(values, skip_none=False, skip_validation=True)
     return Request(TrainConfig(**made), protocol, text, Path(resume) if resume else None, allow_changes)
+
+
+def settle(request: Request, run: Path, device: torch.device) -> Request:
+    """The request with ``auto`` spelt out where it changes numbers: as a run in this folder has it, else as
+    this machine has it. So a resume computes as before, on whatever machine.
+    """
+    config, agent = request.config, request.config.agent
+    started: dict[str, Any] = dict(flat_items(read_settings(run))) if run.is_file() else {}
+
+    def settled(key: str, value: Any, choice: Callable[[Any], Any]) -> Any:
+        before = started.get(key, "auto")
+        return choice(before if value == "auto" else value)
+
+    threads = settled("threads", config.threads, choose_threads)
+    precision = settled("agent.precision", agent.precision, partial(choose_precision, device=device))
+    kernels = settled("agent.kernels", agent.kernels, partial(choose_kernels, device=device))
+    text = yaml.safe_load(request.text)
+    text["threads"] = threads
+    text["agent"] |= {"precision": precision, "kernels": kernels}
+    return replace(
+        request,
+        config=replace(config, threads=threads, agent=replace(agent, precision=precision, kernels=kernels)),
+        text=yaml.safe_dump(text, sort_keys=False),
+    )
 
 
 def changed_settings(before: Path, now: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -28,13 +27,14 @@ from mtrl.callbacks import (
     TrainerCallback,
 )  # fmt: skip
 from mtrl.checkpoint import CheckpointError, generators_state, set_generators_state, with_arrays
-from mtrl.commands.parser import Request, changed_settings, flat_items, one_line, parse_train
+from mtrl.commands.parser import Request, changed_settings, flat_items, one_line, parse_train, settle
 from mtrl.commands.tables import scores_table
 from mtrl.config import ConfigError, TrainConfig
 from mtrl.conflict import Conflict
 from mtrl.evaluate import Scores
 from mtrl.files import write_synced
 from mtrl.guard import Diverged, GuardCallback
+from mtrl.machine import choose_threads
 from mtrl.optimizers import make_optimizer
 from mtrl.replay import TaskReplay, free_memory
 from mtrl.runfolder import RunFolder, describe_run
@@ -43,7 +43,6 @@ from mtrl.train import Trainer
 
 FAILED, DIVERGED, INTERRUPTED = 1, 3, 4
 RESTARTS = 2  # of workers that die without a new checkpoint in between
-LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def main(arguments: list[str]) -> int:
@@ -51,6 +50,9 @@ def main(arguments: list[str]) -> int:
     request = parse_train(arguments)
     config, protocol = request.config, request.protocol
     run = RunFolder(request.resume or config.run_dir or default_folder(config, protocol))
+    device = choose_device(config.device)
+    request = settle(request, run.config, device)
+    config = request.config
     changes: list[str] = []
     try:
         if run.exists:
@@ -59,7 +61,6 @@ def main(arguments: list[str]) -> int:
                 print(f"{run.path} is finished already; nothing to do")
                 return 0
             changes = check_resumable(run, request)
-        device = choose_device(config.device)
         torch.set_num_threads(choose_threads(config.threads))
         trainer, envs = build(config, protocol, device)
         try:
@@ -358,12 +359,3 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: 'cuda' is not available on this machine; use cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def choose_threads(threads: int | str) -> int:
-    """``auto``: what the environment allows the libraries, else the cores this process may run on."""
-    if threads != "auto":
-        return int(threads)
-    limits = [int(os.environ[name]) for name in LIBRARIES if os.environ.get(name, "").isdigit()]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([cores, *(limit for limit in limits if limit > 0)])
