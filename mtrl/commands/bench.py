@@ -1,119 +1,198 @@
-"""``mtrl bench optimizers``: what each multi-task optimizer costs on this machine."""
+"""``mtrl bench``: the speed of this machine and suite as ratios, each beside its bar.
+
+Without anything behind it every ratio is measured, environments and a run's memory included; ``optimizers`` tells
+instead what each multi-task optimizer costs. ``--tune`` looks for the fastest settings.
+"""
 
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from collections.abc import Callable
+import os
+import platform
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from mtrl.commands.parser import Parser
-from mtrl.config import ActorConfig, AgentConfig, ConfigError, CriticConfig
-from mtrl.machine import choose_threads
-from mtrl.optimizers import OPTIMIZERS, GramianMethod, MultiTaskOptimizer, RowMethod, make_optimizer
-from mtrl.replay import Batch
+from mtrl.bench.measure import MOST_SPREAD, Ratio
+from mtrl.bench.optimizers import time_optimizers
+from mtrl.bench.peak import Peak, find_peak
+from mtrl.bench.settings import BARS, SETTINGS, bar, void
+from mtrl.bench.tune import recommended, time_choices
+from mtrl.bench.updates import update_ratios
+from mtrl.commands.bench_training import training_ratios
+from mtrl.commands.parser import Parser, parse_train
+from mtrl.config import ConfigError
+from mtrl.machine import CPUINFO, bf16_is_fast, choose_threads
 from mtrl.runfolder import versions
-from mtrl.sac import MTSAC
 
-TASKS, ROWS, OBSERVATION, ACTION, HIDDEN = 10, 128, 39, 4, (400, 400, 400)
-COLUMNS = 100_000  # of the Jacobian that a method on rows is timed with
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def main(arguments: list[str]) -> int:
     parser = Parser(prog="mtrl bench", description=__doc__)
-    parser.add_argument("what", choices=["optimizers"], help="what to time")
+    parser.add_argument("what", nargs="?", choices=["optimizers"], help="only this")
+    parser.add_argument("--quick", action="store_true", help="only the ratios that need no environment")
+    parser.add_argument("--tune", action="store_true", help="recommend precision, kernels and threads")
+    parser.add_argument("--config", type=str, help="whose agent to tune, a config; without it the default's")
     parser.add_argument("--json", type=str, help="write the figures to this file, or - for standard output")
-    parser.add_argument("--rounds", type=int, default=10, help="timed updates per method, taken in turn")
+    parser.add_argument("--rounds", type=int, default=30, help="times that each update is timed, in turns")
     parser.add_argument("--threads", type=str, default="auto")
     args = parser.parse_args(arguments)
+    check(args)
+    threads = choose_threads(args.threads if args.threads == "auto" else int(args.threads))
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    console = Console()
+    if args.tune:
+        result, table = tune(args.config, args.threads, args.rounds)
+    elif args.what == "optimizers":
+        result, table = optimizers(args.rounds)
+    else:
+        result, table = report(args.rounds, args.quick)
+    text = json.dumps(result, indent=1)
+    if args.json == "-":
+        print(text)
+        return 0
+    if args.json:
+        Path(args.json).write_text(text + "\n")
+    console.print(table)
+    if args.tune:
+        print(f"recommended: {result['recommended']}")
+    return 0
+
+
+def check(args: Any) -> None:
+    """Raise ConfigError for what cannot be asked for together, or written: now, not after minutes."""
     if args.rounds < 1:
         raise ConfigError(f"rounds: {args.rounds} is not valid; it must be >= 1")
-    if args.threads != "auto" and not (args.threads.isdigit() and int(args.threads) >= 1):
-        raise ConfigError(f"threads: {args.threads!r} is not valid; it must be >= 1, or auto")
-    torch.set_num_threads(choose_threads(args.threads if args.threads == "auto" else int(args.threads)))
-    torch.manual_seed(0)
-    result = {
-        "machine": {"threads": torch.get_num_threads(), **versions()},
-        "setting": {"tasks": TASKS, "rows": ROWS, "hidden": list(HIDDEN), "rounds": args.rounds},
-        "optimizers": time_optimizers(args.rounds),
-    }
+    if args.threads != "auto" and not (args.threads.isdigit() and 1 <= int(args.threads) <= 1024):
+        raise ConfigError(f"threads: {args.threads!r} is not valid; it must be from 1 to 1024, or auto")
+    if len([wanted for wanted in (args.what, args.quick, args.tune) if wanted]) > 1:
+        raise ConfigError("optimizers, --quick and --tune are three things; choose one")
+    if args.config and not args.tune:
+        raise ConfigError(f"config: {args.config!r} is only for --tune; the other sizes are fixed")
     if args.json and args.json != "-":
         try:
-            Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+            Path(args.json).open("a").close()
         except OSError as error:
             raise ConfigError(f"json: {args.json} cannot be written ({error.strerror})") from None
-    if args.json == "-":
-        print(json.dumps(result, indent=1))
-        return 0
+
+
+def say(text: str) -> None:
+    """What is timed next, on standard error."""
+    print(f"mtrl: timing {text}", file=sys.stderr)
+
+
+def machine() -> dict[str, Any]:
+    """Where the figures come from."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(), "threads": torch.get_num_threads(), "bf16_is_fast": bf16_is_fast(),
+        "load": round(os.getloadavg()[0], 2), "versions": versions(),
+    }  # fmt: skip
+
+
+def processor() -> str:
+    """Its name, as far as the system tells."""
+    try:
+        lines = Path(CPUINFO).read_text().splitlines()
+    except OSError:  # no Linux
+        lines = []
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def report(rounds: int, quick: bool) -> tuple[dict[str, Any], Table]:
+    """Every ratio, or without the environments', as JSON and as a table."""
+    about = machine()
+    say("matrix products")
+    peaks = {precision: find_peak(dtype) for precision, dtype in DTYPES.items()}
+    about["peak_gflops"] = {precision: peak.gflops for precision, peak in peaks.items()}
+    about["peak_kernel"] = {precision: describe(peak) for precision, peak in peaks.items()}
+    measured = update_ratios(rounds, peaks, say=say)
+    if not quick:
+        measured |= training_ratios(rounds, torch.get_num_threads(), say=say)
+    ratios = {key: measured[key] for key in BARS if key in measured}
+    speeds = ", ".join(f"{gflops:.0f} GFLOP/s {name}" for name, gflops in about["peak_gflops"].items())
+    # no wrapping: a key that is cut in two cannot be looked up
+    columns = [Column(name, no_wrap=True) for name in ("ratio", "value", "quartiles", "bar", "", "ms / ms")]
+    table = Table(
+        *columns, box=None, padding=(0, 1, 0, 0),
+        title=f"{about['processor']}, {about['threads']} thread(s), {speeds}, load {about['load']}",
+        caption=f"noisy: quartiles apart by more than {MOST_SPREAD:.0%} of the value. "
+        "void: where bf16 is emulated.",
+    )  # fmt: skip
+    for key, ratio in ratios.items():
+        value = "noisy" if ratio.value is None else short(ratio.value)
+        parts = " / ".join(f"{ms:.3g}" if ms < 100 else f"{ms:.0f}" for ms in ratio.parts_ms or ())
+        table.add_row(key, value, "–".join(map(short, ratio.spread)), *judged(key, ratio), parts)
+    return {
+        "machine": about,
+        "settings": {letter: vars(setting) for letter, setting in SETTINGS.items()},
+        "rounds": rounds,
+        "ratios": {key: {**ratio.to_dict(), "bar": bar(key)} for key, ratio in ratios.items()},
+    }, table
+
+
+def describe(peak: Peak) -> str:
+    return f"{peak.product.kernel} {'×'.join(map(str, peak.product.shape))}"
+
+
+def short(number: float) -> str:
+    return f"{number:.3f}" if number < 1 else f"{number:.2f}"
+
+
+def judged(key: str, ratio: Ratio) -> tuple[str, str]:
+    """A ratio's bar, and whether it is kept."""
+    if void(key):
+        return "void", ""
+    limit = bar(key)
+    if limit is None:
+        return "–", ""
+    return f"{limit:g}", "" if ratio.value is None else "ok" if ratio.value <= limit else "ABOVE"
+
+
+def optimizers(rounds: int) -> tuple[dict[str, Any], Table]:
+    """Every optimizer's solver and whole update."""
+    setting = SETTINGS["S"]
+    result = {
+        "machine": machine(),
+        "setting": {**vars(setting), "rounds": rounds},
+        "optimizers": time_optimizers(setting, rounds),
+    }
     table = Table(
         "method", "solver T=10, ms", "solver T=50, ms", "update, ms", "over unitary",
-        title=f"T = {TASKS}, {ROWS} rows per task, 3 × {HIDDEN[0]}, {torch.get_num_threads()} thread(s), medians",
+        title=f"T = {setting.tasks}, {setting.rows} rows per task, 3 × {setting.hidden[0]}, "
+        f"{torch.get_num_threads()} thread(s), medians",
     )  # fmt: skip
     for name, row in result["optimizers"].items():
         solvers = ["–" if row[key] is None else f"{row[key]:.2f}" for key in ("solver_ms_10", "solver_ms_50")]
         table.add_row(name, *solvers, f"{row['update_ms']:.1f}", f"{row['over_unitary']:.2f}")
-    Console().print(table)
-    return 0
+    return result, table
 
 
-def time_optimizers(rounds: int) -> dict[str, dict[str, Any]]:
-    """Per method: median solver time at T = 10 and 50, the whole update's, and its ratio to unitary's, taken
-    round by round so that a change of the machine's speed meets all alike.
-    """
-    agents = {name: make_agent(name) for name in OPTIMIZERS}
-    batch = Batch(
-        torch.randn(TASKS, ROWS, OBSERVATION), torch.rand(TASKS, ROWS, ACTION) * 2 - 1,
-        torch.randn(TASKS, ROWS), torch.randn(TASKS, ROWS, OBSERVATION), torch.zeros(TASKS, ROWS),
+def tune(name: str | None, threads: str, rounds: int) -> tuple[dict[str, Any], Table]:
+    """Every combination of what can be set, and the one to put on the command line; changes nothing."""
+    request = parse_train([f"--config={name}"] if name else [])
+    config, tasks = request.config, len(request.protocol.task_names)
+    rows = max(1, round(config.replay.batch_size))
+    most = torch.get_num_threads()
+    counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < most] + [most] if threads == "auto" else [most]
+    listed = time_choices(config.agent, config.optimizer, tasks, rows, counts, rounds)
+    table = Table(
+        "overrides", "update, ms",
+        title=f"{config.optimizer.name}, T = {tasks}, {rows} rows per task, medians of {rounds}",
     )  # fmt: skip
-    for agent in agents.values():
-        agent.update(batch)
-    seconds: dict[str, list[float]] = {name: [] for name in agents}
-    for _ in range(rounds):
-        for name, agent in agents.items():
-            seconds[name].append(timed(lambda agent=agent: agent.update(batch)))  # type: ignore[misc]
-    return {
-        name: {
-            "solver_ms_10": time_solver(make_optimizer(name, 10), 10),
-            "solver_ms_50": time_solver(make_optimizer(name, 50), 50),
-            "update_ms": 1e3 * statistics.median(seconds[name]),
-            "over_unitary": statistics.median(
-                a / b for a, b in zip(seconds[name], seconds["unitary"], strict=True)
-            ),
-        }
-        for name in agents
+    for choice in sorted(listed, key=lambda choice: choice.milliseconds):
+        table.add_row(choice.command_line, f"{choice.milliseconds:.2f}")
+    result = {
+        "machine": machine(),
+        "choices": {choice.command_line: choice.milliseconds for choice in listed},
+        "recommended": recommended(listed).command_line,
     }
-
-
-def make_agent(optimizer: str) -> MTSAC:
-    config = AgentConfig(
-        actor=ActorConfig(hidden=HIDDEN), critic=CriticConfig(hidden=HIDDEN, layer_norm=False)
-    )
-    return MTSAC(OBSERVATION, ACTION, tuple(f"task{t}" for t in range(TASKS)), config, optimizer=optimizer)
-
-
-def time_solver(method: MultiTaskOptimizer, tasks: int, repeats: int = 30) -> float | None:
-    """Median ms from what the method sees to what it gives; None where there is nothing to solve."""
-    # few columns and unequal norms: gradients that do conflict, a solver's hard case
-    rows = torch.randn(tasks, COLUMNS if isinstance(method, RowMethod) else tasks + 5)
-    rows *= torch.logspace(-1, 1, tasks).unsqueeze(1)
-    if isinstance(method, GramianMethod):
-        gramian = rows @ rows.T
-        solve: Callable[[], Any] = lambda: method.weights(gramian)  # noqa: E731
-    elif isinstance(method, RowMethod):
-        solve = lambda: method.combine_rows(rows)  # noqa: E731
-    else:
-        return None
-    solve()
-    return 1e3 * statistics.median(timed(solve) for _ in range(repeats))
-
-
-def timed(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+    return result, table

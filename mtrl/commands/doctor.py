@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from mtrl.bench.peak import find_peak
 from mtrl.commands.parser import Parser
-from mtrl.machine import choose_threads
+from mtrl.machine import bf16_is_fast, choose_threads
 from mtrl.replay import free_memory
 from mtrl.runfolder import versions
 
@@ -37,8 +38,8 @@ def main(arguments: list[str]) -> int:
     )
     console.print(f"device     {device}")
     console.print(
-        f"matrices   {gflops(torch.float32):.0f} GFLOP/s fp32, {gflops(torch.bfloat16):.0f} GFLOP/s bf16 "
-        f"({SIZE}³, cpu, {threads} thread(s))"
+        f"matrices   {gflops(torch.float32):.0f} GFLOP/s fp32, {gflops(torch.bfloat16):.0f} GFLOP/s bf16, "
+        f"which this processor {'has' if bf16_is_fast() else 'lacks'} ({SIZE}³, cpu, {threads} thread(s))"
     )
     checks: list[tuple[str, Callable[[], str], str, bool]] = [
         (
@@ -69,14 +70,8 @@ def main(arguments: list[str]) -> int:
 
 
 def gflops(dtype: torch.dtype) -> float:
-    """Speed of one square matrix product, the best of a few."""
-    a, b = torch.randn(2, SIZE, SIZE).to(dtype)
-    best = float("inf")
-    for _ in range(6):
-        start = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - start)
-    return 2 * SIZE**3 / best / 1e9
+    """Of one square product by the best kernel."""
+    return find_peak(dtype, [(SIZE, SIZE, SIZE)]).gflops
 
 
 def step_metaworld() -> str:

@@ -1,0 +1,92 @@
+"""The sizes that are timed, the bars, and agents and batches of a size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, get_args, get_type_hints
+
+import torch
+
+from mtrl.config import ActorConfig, AgentConfig, CriticConfig, TemperatureConfig
+from mtrl.machine import bf16_is_fast
+from mtrl.replay import Batch
+from mtrl.sac import MTSAC
+
+OBSERVATION, ACTION = 39, 4  # Meta-World's D, without the one-hot, and A
+
+METHODS = ("pcgrad", "cagrad", "mgda", "imtl_g")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of an update: T tasks, B rows of each, and the hidden widths of actor and twin critics."""
+
+    tasks: int = 10
+    rows: int = 128
+    hidden: tuple[int, ...] = (400, 400, 400)
+    layer_norm: bool = False
+
+
+SETTINGS = {"S": Setting(), "L": Setting(layer_norm=True), "F": Setting(tasks=50, rows=26)}
+
+BARS: dict[str, float | None] = {
+    "unitary_bf16_over_floor": 1.7,
+    "unitary_fp32_over_floor": 1.5,
+    "unitary_auto_over_plain_S": 0.40,
+    "unitary_auto_over_plain_L": 0.45,
+    **{f"{method}_over_unitary_fp32_S": 1.3 for method in METHODS},
+    **{f"{method}_over_unitary_fp32_L": 1.3 for method in METHODS},
+    **{f"{method}_over_unitary_fp32_F": 1.7 for method in METHODS},
+    **{f"{method}_over_unitary_bf16_S": 1.5 for method in METHODS},
+    **{f"{method}_over_unitary_bf16_L": 1.5 for method in METHODS},
+    **{f"{method}_over_unitary_bf16_F": 2.0 for method in METHODS},
+    "graddrop_over_unitary_fp32_S": 1.7,
+    "loop_pcgrad_over_unitary_fp32_S": None,
+    "replay_over_update": 0.03,
+    "env_step_over_stock": 0.85,
+    "loop_overhead": 0.05,
+    "rss_gb_1m": 2.0,
+}
+"""What each ratio shall be at most; None is only printed. In the order of the report."""
+
+OF_TRAINING = ("env_step_over_stock", "loop_overhead", "rss_gb_1m")  # what --quick leaves out
+
+
+def bar(key: str) -> float | None:
+    """A ratio's bar; those of bf16, and of what precision=auto chooses, are void where bf16 is emulated."""
+    return None if void(key) else BARS[key]
+
+
+def void(key: str) -> bool:
+    return ("bf16" in key or "auto" in key) and not bf16_is_fast()
+
+
+def choices(key: str) -> tuple[str, ...]:
+    """The values that AgentConfig takes for ``precision`` or ``kernels``, but for ``auto``."""
+    return tuple(value for value in get_args(get_type_hints(AgentConfig)[key]) if value != "auto")
+
+
+def agent_config(setting: Setting) -> AgentConfig:
+    """The networks of a setting, and raw rewards, as in an update written by hand."""
+    return AgentConfig(
+        actor=ActorConfig(hidden=setting.hidden, layer_norm=setting.layer_norm),
+        critic=CriticConfig(hidden=setting.hidden, layer_norm=setting.layer_norm),
+        temperature=TemperatureConfig(initial=1.0), reward_scale="none",
+    )  # fmt: skip
+
+
+def make_agent(
+    tasks: int, config: AgentConfig, optimizer: str = "unitary", options: dict[str, Any] | None = None,
+    **chosen: str,
+) -> MTSAC:  # fmt: skip
+    """An agent for T tasks; ``chosen`` is its precision and kernels, where they differ from the config's."""
+    names = tuple(f"task{t}" for t in range(tasks))
+    config = replace(config, **chosen)  # type: ignore[arg-type]
+    return MTSAC(OBSERVATION, ACTION, names, config, optimizer=optimizer, options=options)
+
+
+def make_batch(tasks: int, rows: int) -> Batch:
+    """Random rows ``[T, B, ·]``; nothing terminates."""
+    obs, next_obs = torch.randn(2, tasks, rows, OBSERVATION)
+    actions = torch.rand(tasks, rows, ACTION) * 2 - 1
+    return Batch(obs, actions, torch.randn(tasks, rows), next_obs, torch.zeros(tasks, rows))

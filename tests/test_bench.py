@@ -1,0 +1,280 @@
+"""The speed report: what it counts and compares is right; its figures are only looked at for their form."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from tiny_runs import POINT
+from torch.utils.flop_counter import FlopCounterMode
+
+from envs import Protocol
+from mtrl.bench import measure, settings, tune, updates
+from mtrl.bench.flops import update_flops
+from mtrl.bench.peak import find_peak
+from mtrl.bench.plain import PlainUpdate, flat
+from mtrl.bench.settings import BARS, OF_TRAINING, SETTINGS, Setting, agent_config, make_agent, make_batch
+from mtrl.cli import main
+from mtrl.commands import bench, bench_training
+from mtrl.commands.parser import parse_train
+from mtrl.optimizers import OPTIMIZERS
+from mtrl.sac import Noise
+
+TINY = {
+    "S": Setting(tasks=3, rows=4, hidden=(8, 8)),
+    "L": Setting(tasks=3, rows=4, hidden=(8, 8), layer_norm=True),
+    "F": Setting(tasks=5, rows=2, hidden=(8, 8)),
+}
+SHAPE = [(8, 8, 8)]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report with small networks and without Meta-World."""
+    ratio = measure.Ratio(0.5, (0.4, 0.6), (1.0, 2.0))
+    monkeypatch.setattr(bench, "find_peak", lambda dtype: find_peak(dtype, SHAPE))
+    monkeypatch.setattr(
+        bench,
+        "update_ratios",
+        lambda rounds, peaks, say: updates.update_ratios(rounds, peaks, TINY, capacity=20, say=say),
+    )
+    monkeypatch.setattr(
+        bench, "training_ratios", lambda rounds, threads, say: dict.fromkeys(OF_TRAINING, ratio)
+    )
+
+
+def test_the_report_has_every_ratio_with_its_bar(tiny: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--json", "-", "--rounds", "3", "--threads", "1"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["ratios"]) == list(BARS)
+    assert report["machine"]["threads"] == 1
+    assert report["machine"]["peak_gflops"].keys() == {"fp32", "bf16"}
+    for key, ratio in report["ratios"].items():
+        assert set(ratio) == {"value", "spread", "bar", "parts_ms"}
+        low, high = ratio["spread"]
+        assert low <= high
+        assert ratio["value"] is None or low <= ratio["value"] <= high
+        assert ratio["bar"] == settings.bar(key)
+        assert set(ratio["parts_ms"]) == {"numerator", "denominator"}
+
+
+def test_the_quick_report_leaves_out_only_the_environments(
+    tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "speed.json"
+    assert main(["bench", "--quick", "--rounds", "1", "--json", str(file)]) == 0
+    assert list(json.loads(file.read_text())["ratios"]) == [key for key in BARS if key not in OF_TRAINING]
+    table = capsys.readouterr().out
+    assert "loop_pcgrad_over_unitary_fp32_S" in table
+    assert "rss_gb_1m" not in table
+
+
+def test_without_a_file_the_report_is_a_table(tiny: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--rounds", "1"]) == 0
+    table = capsys.readouterr().out
+    for key in BARS:
+        assert key in table
+
+
+def test_a_value_is_left_out_when_it_is_too_noisy() -> None:
+    steady = measure.ratio_of([1.0, 1.1, 0.9, 1.0], [2.0] * 4)
+    assert steady.value == 0.5
+    assert steady.parts_ms == (1000.0, 2000.0)
+    noisy = measure.ratio_of([1.0, 2.0, 1.0, 2.0], [1.0] * 4)
+    assert noisy.value is None
+    assert noisy.spread == (1.0, 2.0)
+
+
+def test_rounds_are_taken_in_turns_and_those_to_warm_up_do_not_count() -> None:
+    called: list[str] = []
+    seconds = measure.take_turns({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 2)
+    assert called == ["a", "b"] * (measure.WARM_UP + 2)
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_flops_are_those_counted_by_hand() -> None:
+    """One task, one row, one hidden unit: the actor is 40 → 1 → 8, a critic 44 → 1 → 1."""
+    actor, critic = 40 + 8, 44 + 1
+    forward = actor + 2 * critic + 2 * critic + actor + 2 * critic
+    critics_loss = 2 * (critic + 1)  # weights; the input of the second layer
+    actors_loss = 2 * (4 + 1) + (actor + 8)  # through two critics to the action; weights and an input
+    expected = 2 * (forward + critics_loss + actors_loss)
+    assert update_flops(Setting(tasks=1, rows=1, hidden=(1,))) == expected == 1048
+
+
+@pytest.mark.parametrize("letter", SETTINGS)
+def test_flops_agree_with_torch_s_counter(letter: str) -> None:
+    setting = SETTINGS[letter]
+    update, batch = PlainUpdate(setting), flat(make_batch(setting.tasks, setting.rows))
+    with FlopCounterMode(display=False) as counter:
+        update(batch)
+    # torch also differentiates by the observations beside the action
+    assert update_flops(setting) <= counter.get_total_flops() <= 1.03 * update_flops(setting)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_the_update_written_by_hand_is_the_agent_s(layer_norm: bool) -> None:
+    setting = Setting(tasks=3, rows=5, hidden=(16, 16), layer_norm=layer_norm)
+    agent, plain = make_agent(3, agent_config(setting), precision="fp32"), PlainUpdate(setting)
+
+    def pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Every parameter by hand and the agent's; by hand the action comes behind the one-hot, not before."""
+        order = [*range(39), *range(43, 46), *range(39, 43)]
+        for parameters, networks in (
+            (agent.actor, {"net": plain.actor}),
+            (agent.critic, {f"nets.{i}": critic for i, critic in enumerate(plain.critics)}),
+            (agent.target, {f"nets.{i}": critic for i, critic in enumerate(plain.targets)}),
+        ):
+            left = dict(parameters.shared)
+            for prefix, network in networks.items():
+                linear = [m for m in network if isinstance(m, torch.nn.Linear)]
+                norms = [m for m in network if isinstance(m, torch.nn.LayerNorm)]
+                named = {f"hidden.{i}": m for i, m in enumerate(linear[:-1])} | {"output": linear[-1]}
+                named |= {f"norms.{i}": m for i, m in enumerate(norms)}
+                for name, module in named.items():
+                    for kind, by_hand in module.named_parameters():
+                        ours = left.pop(f"{prefix}.{name}.{kind}").detach()
+                        yield by_hand.data, ours[:, order] if ours.shape[-1] == 46 else ours
+            assert left == {}
+
+    for by_hand, ours in pairs():
+        by_hand.copy_(ours)
+    batch = make_batch(3, 5)
+    batch = batch._replace(terminated=(torch.rand(3, 5) < 0.3).float())
+    for _ in range(3):
+        noise = torch.randn(2, 3, 5, settings.ACTION)
+        metrics = agent.update(batch, Noise(*noise, (), (), (), ()))
+        losses = plain(flat(batch), noise.flatten(1, 2))
+        for loss, name in zip(losses, ("critic_loss", "actor_loss"), strict=True):
+            torch.testing.assert_close(loss, metrics[name].mean())
+    for by_hand, ours in pairs():
+        torch.testing.assert_close(by_hand, ours, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.log_alpha.detach().exp(), agent.alpha)
+
+
+def test_the_optimizers_are_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "SETTINGS", TINY)
+    assert main(["bench", "optimizers", "--rounds", "1", "--json", "-"]) == 0
+    timed = json.loads(capsys.readouterr().out)["optimizers"]
+    assert set(timed) == set(OPTIMIZERS)
+    assert timed["unitary"]["over_unitary"] == 1
+    assert timed["pcgrad"]["solver_ms_50"] > 0
+    assert main(["bench", "optimizers", "--rounds", "1"]) == 0
+    assert "pcgrad" in capsys.readouterr().out
+
+
+def test_bars_of_bf16_are_void_where_it_is_emulated(
+    tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (bench, settings, updates):
+        monkeypatch.setattr(module, "bf16_is_fast", lambda: False)
+    assert main(["bench", "--json", "-", "--rounds", "1"]) == 0
+    ratios = json.loads(capsys.readouterr().out)["ratios"]
+    none = {key for key, ratio in ratios.items() if ratio["bar"] is None}
+    assert none == {k for k in BARS if "bf16" in k or "auto" in k} | {"loop_pcgrad_over_unitary_fp32_S"}
+    assert main(["bench", "--quick", "--rounds", "1"]) == 0
+    assert "void" in capsys.readouterr().out
+
+
+def test_the_peak_is_that_of_a_product_that_can_be_repeated() -> None:
+    peak = find_peak(torch.float32, SHAPE)
+    assert peak.gflops > 0
+    assert peak.product.flops == 2 * 8**3
+    assert peak.product.run().shape == (8, 8)
+
+
+def test_environments_loop_and_memory_are_measured_on_a_small_suite() -> None:
+    protocol = Protocol(suite="point", horizon=30, num_goals=3)
+
+    class Stock(gym.vector.VectorEnv):
+        action_space = gym.spaces.Box(-1, 1, (len(protocol.task_names), 2), np.float32)
+
+        def reset(self, **named):
+            return None, {}
+
+        def step(self, actions):
+            return sum(range(10_000))
+
+    ratios = bench_training.training_ratios(
+        3, 1, protocol, loop=POINT, full=[*POINT, "--total_steps_per_task=80"], stock=Stock
+    )
+    assert list(ratios) == list(OF_TRAINING)
+    assert ratios["env_step_over_stock"].spread[0] > 0
+    low, high = ratios["loop_overhead"].spread
+    assert 0 < low <= high
+    assert 0.1 < ratios["rss_gb_1m"].value < 2
+
+
+def test_tuning_names_overrides_that_train_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--tune", "--config", "point", "--rounds", "1", "--json", "-"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["recommended"] in result["choices"]
+    precisions = {c.split("--agent.precision ")[1].split()[0] for c in result["choices"]}
+    assert precisions == {"fp32", "bf16"}
+    chosen = parse_train(["--config", "point", *result["recommended"].split()]).config
+    assert chosen.agent.precision in precisions
+
+
+def test_tuning_prefers_the_plainest_of_those_as_fast_as_the_fastest() -> None:
+    listed = [tune.Choice(1, {"precision": "fp32"}, 10.2), tune.Choice(2, {"precision": "bf16"}, 10.0)]
+    assert tune.recommended(listed) is listed[0]
+    assert tune.recommended([listed[0]._replace(milliseconds=20.0), listed[1]]).command_line == (
+        "--threads 2 --agent.precision bf16"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--rounds 0", "rounds: 0 is not valid; it must be >= 1"),
+        ("--rounds many", "rounds: many is not valid; it must be a whole number"),
+        ("--threads none", "threads: 'none' is not valid; it must be from 1 to 1024, or auto"),
+        ("--threads 0", "threads: '0' is not valid"),
+        ("--json /nowhere/file", "json: /nowhere/file cannot be written (No such file or directory)"),
+        ("--json", "json: a value is missing"),
+        ("--quick --tune", "choose one"),
+        ("optimizers --quick", "choose one"),
+        ("--config mt10", "config: 'mt10' is only for --tune"),
+        ("--tune --config mt11", "'mt11' is neither a file nor a shipped config, did you mean 'mt10'?"),
+        ("optimisers", "optimisers"),
+        ("--slow", "--slow"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *arguments.split()]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_growth_is_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import growth
+
+    monkeypatch.setattr(growth, "find_peak", lambda dtype: find_peak(dtype, SHAPE))
+    points = {"tasks": (1, 3), "rows": (2, 4), "width": (4, 8)}
+    rows = growth.measure(1, points, Setting(tasks=2, rows=3, hidden=(8, 8)))
+    assert len(rows) == 6 * 2 * (len(growth.SHOWN) + 1)
+    assert all(row["ms"] > 0 for row in rows)
+    growth.draw(rows).savefig(tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_the_installed_command_prints_nothing_but_json(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mtrl.cli", "bench", "--tune", "--config", "point", "--rounds", "1", "--json", "-"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True,
+        env={"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin"},
+    )  # fmt: skip
+    assert json.loads(done.stdout)["recommended"].startswith("--threads 1")
+    assert not list(tmp_path.iterdir())
