@@ -2,8 +2,10 @@
 
 import os
 
-# Threads of a parallel region that wait asleep, not spinning: several runs on one machine then share its cores,
-# where spinning ones take ten times as long. It has to be said before torch is loaded; docs/performance.md.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# How long a thread of GNU OpenMP spins for work before it sleeps. By default so long that two runs of two threads
+# on two cores take six times as long as they need; at 2000 the two lose a fifth and a run alone 7 %
+# (docs/performance.md). Has to be said before torch is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 __version__ = "0.1.0"

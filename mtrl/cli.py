@@ -21,6 +21,7 @@ import mtrl
 from envs import SuiteError
 from mtrl.checkpoint import CheckpointError
 from mtrl.config import ConfigError, nearest
+from mtrl.machine import keep_freed_memory
 from mtrl.optimizers import OptimizerError
 from mtrl.policy import PolicyError
 
@@ -38,6 +39,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    keep_freed_memory()
     try:
         return _dispatch(arguments)
     except (ConfigError, SuiteError, OptimizerError, PolicyError, CheckpointError) as error:

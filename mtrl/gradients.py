@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
-from mtrl.kernels import Factors, product, taped
+from mtrl.kernels import Factors, gramian, taped
 from mtrl.networks import Parameters
 from mtrl.optimizers import GramianMethod, MultiTaskOptimizer, RowMethod, Scalarization
 
@@ -139,7 +139,7 @@ class FactoredRows:
             if size <= MOST_KEPT:
                 self.kept[name] = rows
             onednn = isinstance(part, Factors) and part.onednn
-            grams.append(product(rows.flatten(1), rows.flatten(1), onednn).to(self.losses.dtype))
+            grams.append(gramian(rows.flatten(1), onednn).to(self.losses.dtype))
         return torch.stack(grams).sum(0)
 
     def combine(self, weights: Tensor) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from typing import Literal
@@ -46,3 +47,18 @@ def choose_threads(threads: int | Literal["auto"]) -> int:
     limits = [int(os.environ[name]) for name in LIBRARIES if os.environ.get(name, "").isdigit()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([cores, *(limit for limit in limits if limit > 0)])
+
+
+def keep_freed_memory() -> None:
+    """Have GNU's malloc keep what an update frees for the next one, up to 2 GB.
+
+    By default it gives back to the system what is above 64 MB, and 35,000 pages of a Jacobian of fifty tasks
+    are faulted in anew at every update: a quarter of its time.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another libc
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_threshold, 2**26)  # a replay is larger, and still given page by page

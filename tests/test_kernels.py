@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrl.kernels import FusedKernels, PlainKernels, make_kernels, taped
+from mtrl.kernels import FusedKernels, PlainKernels, gramian, make_kernels, taped
 from mtrl.machine import bf16_is_fast, choose_kernels, choose_precision
 
 T, B, IN, OUT = 3, 6, 5, 4
@@ -67,6 +67,13 @@ def test_a_tape_has_what_each_tasks_own_backward_pass_gives(norm):
             alone = {**p, "x": p["x"][t : t + 1]}
             loss = layers(PlainKernels(), alone, True, norm).square().sum()
             torch.testing.assert_close(rows[t], torch.autograd.grad(loss, p[name])[0])
+
+
+@pytest.mark.parametrize("tasks", [1, 10, 20, 21, 50])
+@pytest.mark.parametrize("onednn", [False, True])
+def test_a_gramian_in_parts_is_the_gramian(tasks, onednn):
+    rows = torch.randn(tasks, 70)
+    torch.testing.assert_close(gramian(rows, onednn), rows @ rows.T, rtol=1e-4, atol=1e-4)
 
 
 def test_a_parameter_in_two_layers_is_refused_on_a_tape():

@@ -39,9 +39,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tune", action="store_true", help="recommend precision, kernels and threads")
     parser.add_argument("--config", type=str, help="whose agent to tune, a config; without it the default's")
     parser.add_argument("--json", type=str, help="write the figures to this file, or - for standard output")
-    parser.add_argument("--rounds", type=int, default=30, help="times that each update is timed, in turns")
+    parser.add_argument(
+        "--rounds", type=int, help="times that each update is timed, in turns: 30, with --quick 20"
+    )
     parser.add_argument("--threads", type=str, default="auto")
     args = parser.parse_args(arguments)
+    args.rounds = (20 if args.quick else 30) if args.rounds is None else args.rounds
     check(args)
     threads = choose_threads(args.threads if args.threads == "auto" else int(args.threads))
     torch.set_num_threads(threads)
