@@ -23,6 +23,7 @@ from mtrl.bench.flops import update_flops
 from mtrl.bench.measure import take_turns
 from mtrl.bench.peak import find_peak
 from mtrl.bench.settings import METHODS, Setting, agent_config, make_agent, make_batch
+from mtrl.machine import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 POINTS = {
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as the command line does
     torch.manual_seed(0)
     args.folder.mkdir(parents=True, exist_ok=True)
     rows = measure(args.updates)

@@ -5,10 +5,8 @@
     scalarization    :  grad( Σ_t w_t · vmap(loss)_t )     -> one gradient          [P]
     gradient methods :  vmap( grad(loss) )                 -> one row per task   [T, P]
 
-:data:`PLAIN` computes them as they are written. :data:`FACTORED` is the fast path to the same numbers: the
-loss is called once on the arguments of all tasks, and one backward pass of the losses' sum leaves at each
-layer the factors of every task's gradient (:mod:`mtrl.kernels`). A Gramian is then summed up layer by layer
-and the combined gradient is one product per layer, so that a large Jacobian is never held.
+:data:`PLAIN` computes them as they are written. :data:`FACTORED` is the fast path to the same numbers
+(:mod:`mtrl.factored`).
 
 A one-task loss is ``loss(params, *inputs) -> (scalar, aux)``. It sees one task: its slice of the
 private parameters, its rows of the batch, its noise. Every input has the task as its first axis,
@@ -18,7 +16,7 @@ except another network's :class:`Parameters`, whose shared part is the same for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,13 +24,11 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
-from mtrl.kernels import Factors, gramian, taped
+from mtrl.factored import Rows, all_at_once, detached, factored_gradients
 from mtrl.networks import Parameters
 from mtrl.optimizers import GramianMethod, MultiTaskOptimizer, RowMethod, Scalarization
 
 Loss = Callable[..., tuple[Tensor, Any]]
-Rows = dict[str, Tensor]  # the Jacobian, [T, *shape] per shared parameter
-MOST_KEPT = 2**28  # bytes of a Jacobian that are held between its Gramian and its combination
 
 
 class Gradient(NamedTuple):
@@ -111,67 +107,9 @@ class WholeRows:
         return {name: (weights @ row.flatten(1)).view(row.shape[1:]) for name, row in self.shared.items()}
 
 
-@dataclass(frozen=True)
-class FactoredRows:
-    """:class:`TaskGradients` of which a matrix's rows are made when needed, one layer at a time.
-
-    A Gramian keeps the rows that it had to make while the Jacobian is small (:data:`MOST_KEPT`), because to
-    combine them is ten times less work than to make their combination from the factors.
-
-    Args:
-        shared: :class:`Factors` of a matrix, or rows ``[T, n]`` of a vector, by parameter name.
-    """
-
-    shared: dict[str, Factors | Tensor]
-    private: dict[str, Tensor]
-    losses: Tensor
-    aux: Any
-    kept: Rows = field(default_factory=dict)
-
-    def rows(self) -> Rows:
-        return {name: self._rows(name).to(self.losses.dtype) for name in self.shared}
-
-    def gramian(self) -> Tensor:
-        grams, size = [], 0
-        for name, part in self.shared.items():
-            rows = self._rows(name)
-            size += rows.nbytes
-            if size <= MOST_KEPT:
-                self.kept[name] = rows
-            onednn = isinstance(part, Factors) and part.onednn
-            grams.append(gramian(rows.flatten(1), onednn).to(self.losses.dtype))
-        return torch.stack(grams).sum(0)
-
-    def combine(self, weights: Tensor) -> dict[str, Tensor]:
-        combined = {}
-        for name, part in self.shared.items():
-            if isinstance(part, Factors) and name not in self.kept:
-                combined[name] = part.weighted(weights)
-            else:
-                rows = self._rows(name)
-                combined[name] = (weights.to(rows.dtype) @ rows.flatten(1)).view(rows.shape[1:])
-        return {name: value.to(self.losses.dtype) for name, value in combined.items()}
-
-    def _rows(self, name: str) -> Tensor:
-        part = self.shared[name]
-        return self.kept[name] if name in self.kept else part.rows() if isinstance(part, Factors) else part
-
-
 def over_tasks(function: Callable[..., Any], *args: Any) -> Any:
     """Call a one-task function for every task at once; results are stacked ``[T, ...]``."""
     return vmap(function, in_dims=in_dims(args))(*args)
-
-
-def all_at_once(function: Callable[..., Any], *args: Any) -> Any:
-    """The same by one plain call, for a function each of whose operations acts on the last axes alone.
-
-    Raises:
-        ValueError: the function is not such a one, its result has lost the task axis.
-    """
-    result = function(*args)
-    if (result[0] if isinstance(result, tuple) else result).dim() == 0:
-        raise ValueError(f"{function} reduces over the task axis, so it needs vmap: agent.kernels = plain")
-    return result
 
 
 def per_task_gradients(loss: Loss, params: Parameters, *inputs: Any) -> WholeRows:
@@ -193,31 +131,8 @@ def per_task_gradients_by_loop(loss: Loss, params: Parameters, *inputs: Any) -> 
     return WholeRows(
         dict(zip(params.shared, stacked[: len(shared)], strict=True)),
         dict(zip(params.private, stacked[len(shared) :], strict=True)),
-        losses.detach(), _detached(aux),
+        losses.detach(), detached(aux),
     )  # fmt: skip
-
-
-def factored_gradients(loss: Loss, params: Parameters, *inputs: Any) -> FactoredRows:
-    """The same by one backward pass, of networks built on :class:`mtrl.kernels.FusedKernels`.
-
-    Raises:
-        ValueError: a shared parameter is used by something else than a fused layer.
-    """
-    with taped() as tape:
-        losses, aux = all_at_once(loss, params, *inputs)
-    tape.num_tasks = len(losses)
-    names, tensors = zip(*params.tensors(), strict=True)
-    grads = dict(zip(names, torch.autograd.grad(losses.sum(), tensors, allow_unused=True), strict=True))
-    for name in params.shared:
-        if grads[name] is not None:
-            raise ValueError(f"{name} is used outside of the fused layers: agent.kernels = plain takes it")
-    shared = {name: tape.left[id(p)] for name, p in params.shared.items()}
-    private = {name: grads[name] for name in params.private}
-    return FactoredRows(shared, private, losses.detach(), _detached(aux))
-
-
-def _detached(aux: Any) -> Any:
-    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
 
 
 class Path(NamedTuple):
@@ -302,4 +217,4 @@ def _scalarized(
     grads = dict(zip(names, found, strict=True))
     gradient = Parameters({k: grads[k] for k in params.shared}, {k: grads[k] for k in params.private})
     losses = losses.detach()
-    return Gradient(gradient, losses, weights, _detached(aux), losses.isfinite())
+    return Gradient(gradient, losses, weights, detached(aux), losses.isfinite())

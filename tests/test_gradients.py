@@ -10,16 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtrl.factored import FactoredRows, all_at_once, factored_gradients
 from mtrl.gradients import (
     BY_LOOP,
     FACTORED,
     PLAIN,
-    FactoredRows,
     Loss,
     WholeRows,
-    all_at_once,
     as_parameters,
-    factored_gradients,
     jacobian,
     multitask_gradient,
     per_task_gradients,
@@ -247,7 +245,7 @@ def test_the_factored_path_gives_the_same_gradients_gramian_and_combination(
 
 
 def test_rows_beyond_the_limit_are_not_kept(case, monkeypatch):
-    monkeypatch.setattr("mtrl.gradients.MOST_KEPT", 0)
+    monkeypatch.setattr("mtrl.factored.MOST_KEPT", 0)
     _, params, inputs = case("critic", "one_hot")
     fused, *_ = case("critic", "one_hot", kernels="torch")
     tasks = factored_gradients(fused, params, *inputs)
@@ -272,6 +270,20 @@ def test_every_path_leads_to_the_same_step(case, network, name):
         close(step.weights, steps[0].weights, equal_nan=True)
         close(step.aux, steps[0].aux)
         assert step.finite.tolist() == steps[0].finite.tolist()
+
+
+def test_a_parameter_that_no_loss_depends_on_has_a_gradient_of_zero_on_every_path():
+    def loss(p: Parameters, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.square().mean(-1) + 0 * p.private["used"].sum(-1), x
+
+    params = Parameters(
+        {"idle": torch.ones(2, 3, requires_grad=True)},
+        {"used": torch.ones(T, 2, requires_grad=True), "spare": torch.ones(T, 2, requires_grad=True)},
+    )
+    for path in (PLAIN, BY_LOOP, FACTORED):
+        tasks = path.per_task(loss, params, torch.ones(T, B))
+        assert torch.equal(tasks.rows()["idle"], torch.zeros(T, 2, 3))
+        assert torch.equal(tasks.private["spare"], torch.zeros(T, 2))
 
 
 def test_a_loss_that_reduces_over_tasks_is_refused_by_the_factored_path():

@@ -26,7 +26,7 @@ LAYERS = [
         "mtrl.rewards",
         "mtrl.optimizers",
     },
-    {"mtrl.gradients", "mtrl.conflict", "mtrl.policy"},
+    {"mtrl.factored", "mtrl.gradients", "mtrl.conflict", "mtrl.policy"},
     {"mtrl.sac"},
     {"edge"},
     {"mtrl.train"},

@@ -1,0 +1,113 @@
+"""The fast path to per-task gradients: all tasks in one call, and each layer's factors instead of a Jacobian.
+
+The loss is called once on the arguments of all tasks, and one backward pass of the losses' sum leaves at each
+layer the factors of every task's gradient (:mod:`mtrl.kernels`). A Gramian is summed up layer by layer, and
+the combined gradient is one product per layer, so that a large Jacobian is never held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from mtrl.kernels import Factors, gramian, taped
+from mtrl.networks import Parameters
+
+Rows = dict[str, Tensor]  # the Jacobian, [T, *shape] per shared parameter
+MOST_KEPT = 2**28  # bytes of a Jacobian that are held between its Gramian and its combination
+
+
+@dataclass(frozen=True)
+class FactoredRows:
+    """Per-task gradients of which a matrix's rows are made when needed, one layer at a time.
+
+    A Gramian keeps the rows that it had to make while the Jacobian is small (:data:`MOST_KEPT`), because to
+    combine them is ten times less work than to make their combination from the factors.
+
+    Args:
+        shared: :class:`Factors` of a matrix, or rows ``[T, n]`` of a vector, by parameter name.
+    """
+
+    shared: dict[str, Factors | Tensor]
+    private: dict[str, Tensor]
+    losses: Tensor
+    aux: Any
+    kept: Rows = field(default_factory=dict)
+
+    def rows(self) -> Rows:
+        return {name: self._rows(name).to(self.losses.dtype) for name in self.shared}
+
+    def gramian(self) -> Tensor:
+        grams, size = [], 0
+        for name, part in self.shared.items():
+            rows = self._rows(name)
+            size += rows.nbytes
+            if size <= MOST_KEPT:
+                self.kept[name] = rows
+            onednn = isinstance(part, Factors) and part.onednn
+            grams.append(gramian(rows.flatten(1), onednn).to(self.losses.dtype))
+        return torch.stack(grams).sum(0)
+
+    def combine(self, weights: Tensor) -> dict[str, Tensor]:
+        combined = {}
+        for name, part in self.shared.items():
+            if isinstance(part, Factors) and name not in self.kept:
+                combined[name] = part.weighted(weights)
+            else:
+                rows = self._rows(name)
+                combined[name] = (weights.to(rows.dtype) @ rows.flatten(1)).view(rows.shape[1:])
+        return {name: value.to(self.losses.dtype) for name, value in combined.items()}
+
+    def _rows(self, name: str) -> Tensor:
+        part = self.shared[name]
+        return self.kept[name] if name in self.kept else part.rows() if isinstance(part, Factors) else part
+
+
+def all_at_once(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a one-task function, each of whose operations acts on the last axes alone, for every task at once.
+
+    Raises:
+        ValueError: the function is not such a one, its result has lost the task axis.
+    """
+    result = function(*args)
+    if (result[0] if isinstance(result, tuple) else result).dim() == 0:
+        raise ValueError(f"{function} reduces over the task axis, so it needs vmap: agent.kernels = plain")
+    return result
+
+
+def factored_gradients(
+    loss: Callable[..., tuple[Tensor, Any]], params: Parameters, *inputs: Any
+) -> FactoredRows:
+    """Every task's own gradient by one backward pass, for networks built on :class:`mtrl.kernels.FusedKernels`.
+
+    Raises:
+        ValueError: a shared parameter is used by something else than a fused layer.
+    """
+    with taped() as tape:
+        losses, aux = all_at_once(loss, params, *inputs)
+    tape.num_tasks = len(losses)
+    names, tensors = zip(*params.tensors(), strict=True)
+    grads = dict(zip(names, torch.autograd.grad(losses.sum(), tensors, allow_unused=True), strict=True))
+    for name in params.shared:
+        if grads[name] is not None:
+            raise ValueError(f"{name} is used outside of the fused layers: agent.kernels = plain takes it")
+    # what the losses do not depend on has left nothing
+    shared = {
+        name: tape.left[id(p)] if id(p) in tape.left else p.new_zeros(len(losses), *p.shape)
+        for name, p in params.shared.items()
+    }
+    private = {
+        name: torch.zeros_like(p) if grads[name] is None else grads[name]
+        for name, p in params.private.items()
+    }
+    return FactoredRows(shared, private, losses.detach(), detached(aux))
+
+
+def detached(aux: Any) -> Any:
+    """Every tensor in a nest of tuples and dictionaries, without its graph."""
+    return tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
