@@ -10,11 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrl.kernels import FusedKernels, PlainKernels, gramian, make_kernels, taped
-from mtrl.machine import bf16_is_fast, choose_kernels, choose_precision
 
 T, B, IN, OUT = 3, 6, 5, 4
 KERNELS = [FusedKernels(onednn=False), FusedKernels(onednn=True)]
-CPU = torch.device("cpu")
 
 
 def leaves(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -114,27 +112,6 @@ def test_outputs_of_a_bfloat16_network_are_float32_whatever_the_kernels(make_age
         metrics = agent.update(make_batch())
         assert metrics["critic_loss"].dtype == torch.float32
         assert all(p.dtype == torch.float32 for _, p in agent.critic.tensors())
-
-
-def test_auto_looks_at_the_processor_not_at_the_clock(monkeypatch):
-    for fast, precision in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr("mtrl.machine.bf16_is_fast", lambda fast=fast: fast)
-        assert choose_precision("auto", CPU) == precision
-        assert choose_precision("fp32", CPU) == "fp32"
-    assert choose_precision("auto", torch.device("cuda")) == "fp32"
-    assert choose_kernels("auto", torch.device("cuda")) == "torch"
-    assert choose_kernels("plain", CPU) == "plain"
-
-
-def test_bfloat16_is_fast_where_the_flags_say_so(monkeypatch, tmp_path):
-    for flags, fast in (("avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_tile amx_bf16", True)):
-        file = tmp_path / "cpuinfo"
-        file.write_text(f"processor : 0\nflags\t\t: fpu {flags}\n")
-        monkeypatch.setattr("mtrl.machine.CPUINFO", str(file))
-        monkeypatch.setattr("platform.machine", lambda: "x86_64")
-        assert bf16_is_fast() == fast
-    monkeypatch.setattr("mtrl.machine.CPUINFO", str(tmp_path / "none"))
-    assert not bf16_is_fast()
 
 
 def test_kernels_are_made_by_name():

@@ -1,0 +1,73 @@
+"""What auto becomes, and what is asked of the C library."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mtrl.machine import bf16_is_fast, choose_kernels, choose_precision, choose_threads, keep_freed_memory
+
+CPU = torch.device("cpu")
+
+
+def test_auto_looks_at_the_processor_not_at_the_clock(monkeypatch):
+    for fast, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr("mtrl.machine.bf16_is_fast", lambda fast=fast: fast)
+        assert choose_precision("auto", CPU) == precision
+        assert choose_precision("fp32", CPU) == "fp32"
+    assert choose_precision("auto", torch.device("cuda")) == "fp32"
+    assert choose_kernels("auto", torch.device("cuda")) == "torch"
+    assert choose_kernels("plain", CPU) == "plain"
+
+
+def test_bfloat16_is_fast_where_the_flags_say_so(monkeypatch, tmp_path):
+    for flags, fast in (("avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_tile amx_bf16", True)):
+        file = tmp_path / "cpuinfo"
+        file.write_text(f"processor : 0\nflags\t\t: fpu {flags}\n")
+        monkeypatch.setattr("mtrl.machine.CPUINFO", str(file))
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
+        assert bf16_is_fast() == fast
+    monkeypatch.setattr("mtrl.machine.CPUINFO", str(tmp_path / "none"))
+    assert not bf16_is_fast()
+
+
+def test_threads_are_what_the_environment_and_the_cores_allow(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert choose_threads("auto") == 6
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert choose_threads("auto") == 4
+    assert choose_threads(9) == 9
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+    ids=str,
+)
+def test_threads_spin_briefly_unless_the_user_says_how_they_wait(own, expected):
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {k: v for k, v in os.environ.items() if k not in names} | own
+    asked = "import sys, os, mtrl; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [expected, "False"]  # said before torch is loaded
+
+
+def test_freed_memory_is_kept_where_the_c_library_can_and_ignored_where_not(monkeypatch):
+    asked = []
+
+    class Library:
+        def mallopt(self, parameter: int, value: int) -> int:
+            asked.append((parameter, value))
+            return 1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    keep_freed_memory()
+    assert asked == [(-1, 2**31 - 1), (-3, 2**26)]  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    keep_freed_memory()
