@@ -1,8 +1,8 @@
 """Linear and layer norm: as torch has them, or fused, with a backward pass that keeps tasks apart.
 
 Both kinds compute the same function. :class:`PlainKernels` is stock torch, which vmap and ``torch.func``
-take. :class:`FusedKernels` fewer and bigger operations for all tasks' rows at once: activations stay in the
-products' dtype, relu is part of the product, the twin of torch's matrix library that is faster here does it.
+take. :class:`FusedKernels` has fewer and bigger operations, for all tasks' rows at once: relu is part of the
+product or of the layer norm, and what lies between two products stays in their dtype.
 
 In a backward pass a row's gradient is that of its own task's loss alone, because no other task's loss has
 seen the row. So one pass over all rows holds every task's gradient: a linear layer's weight gradient is
@@ -107,8 +107,8 @@ class PlainKernels:
 class FusedKernels:
     """One operation per layer, for rows ``[T, B, ·]`` of all tasks at once; not for vmap.
 
-    What comes out has the products' dtype. In bfloat16 the same numbers are rounded at the same places as
-    with :class:`PlainKernels`.
+    What comes out has the products' dtype. In bfloat16 a forward pass rounds where :class:`PlainKernels`
+    does, a backward pass also between a layer norm or relu and the next product.
 
     Args:
         dtype: of the matrix products.

@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 
+from mtrl.config import ConfigError
+
 Precision = Literal["fp32", "bf16"]
 Kernels = Literal["plain", "torch", "onednn"]
 CPUINFO = "/proc/cpuinfo"
@@ -33,11 +35,18 @@ def choose_precision(precision: Precision | Literal["auto"], device: torch.devic
 
 
 def choose_kernels(kernels: Kernels | Literal["auto"], device: torch.device) -> Kernels:
-    """``auto`` is onednn where torch has it, on a processor; else torch."""
-    if kernels != "auto":
-        return kernels
+    """``auto`` is onednn where torch has it, on a processor; else torch.
+
+    Raises:
+        ConfigError: onednn was asked for and is not there.
+    """
     there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return "onednn" if device.type == "cpu" and there else "torch"
+    possible = device.type == "cpu" and there
+    if kernels == "onednn" and not possible:
+        raise ConfigError(
+            f"agent.kernels: 'onednn' is not there on {device.type} with this torch; use torch, plain or auto"
+        )
+    return ("onednn" if possible else "torch") if kernels == "auto" else kernels
 
 
 def choose_threads(threads: int | Literal["auto"]) -> int:

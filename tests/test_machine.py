@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from mtrl.config import ConfigError
 from mtrl.machine import bf16_is_fast, choose_kernels, choose_precision, choose_threads, keep_freed_memory
 
 CPU = torch.device("cpu")
@@ -23,6 +24,15 @@ def test_auto_looks_at_the_processor_not_at_the_clock(monkeypatch):
     assert choose_precision("auto", torch.device("cuda")) == "fp32"
     assert choose_kernels("auto", torch.device("cuda")) == "torch"
     assert choose_kernels("plain", CPU) == "plain"
+
+
+def test_onednn_where_it_is_not_is_bad_input(monkeypatch):
+    with pytest.raises(ConfigError, match="agent.kernels: 'onednn' is not there on cuda"):
+        choose_kernels("onednn", torch.device("cuda"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert choose_kernels("auto", CPU) == "torch"
+    with pytest.raises(ConfigError, match="use torch, plain or auto"):
+        choose_kernels("onednn", CPU)
 
 
 def test_bfloat16_is_fast_where_the_flags_say_so(monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from mtrl.bench.peak import find_peak
 from mtrl.commands.parser import Parser
-from mtrl.machine import bf16_is_fast, choose_threads
+from mtrl.machine import bf16_is_fast, choose_kernels, choose_precision, choose_threads
 from mtrl.replay import free_memory
 from mtrl.runfolder import versions
 
@@ -40,6 +40,11 @@ def main(arguments: list[str]) -> int:
     console.print(
         f"matrices   {gflops(torch.float32):.0f} GFLOP/s fp32, {gflops(torch.bfloat16):.0f} GFLOP/s bf16, "
         f"which this processor {'has' if bf16_is_fast() else 'lacks'} ({SIZE}³, cpu, {threads} thread(s))"
+    )
+    cpu = torch.device("cpu")
+    console.print(
+        f"auto       on this processor: precision {choose_precision('auto', cpu)}, "
+        f"kernels {choose_kernels('auto', cpu)}, {threads} thread(s)"
     )
     checks: list[tuple[str, Callable[[], str], str, bool]] = [
         (
