@@ -27,7 +27,7 @@ def test_auto_looks_at_the_processor_not_at_the_clock(monkeypatch):
 
 
 def test_onednn_where_it_is_not_is_bad_input(monkeypatch):
-    with pytest.raises(ConfigError, match="agent.kernels: 'onednn' is not there on cuda"):
+    with pytest.raises(ConfigError, match="kernels: 'onednn' is not there on cuda"):
         choose_kernels("onednn", torch.device("cuda"))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert choose_kernels("auto", CPU) == "torch"

@@ -12,6 +12,7 @@ import torch
 from mtrl.bench.measure import take_turns
 from mtrl.bench.settings import choices, make_agent, make_batch
 from mtrl.config import AgentConfig, OptimizerConfig
+from mtrl.machine import choose_kernels
 
 NO_GAIN = 1.05  # what is slower than the fastest by less is as good, and the first listed is preferred
 
@@ -42,7 +43,11 @@ def time_choices(
     rounds: int,
 ) -> list[Choice]:
     """Every combination, float32 and few threads first; Meta-World's observations and actions."""
-    settings = {key: choices(key) for key in ("precision", "kernels")}
+    best = choose_kernels("auto", torch.device("cpu"))
+    kernels = tuple(
+        kind for kind in choices("kernels") if kind != "onednn" or kind == best
+    )  # it may not be there
+    settings = {"precision": choices("precision"), "kernels": kernels}
     batch = make_batch(tasks, rows)
     combined = [
         (n, dict(zip(settings, values, strict=True)))
