@@ -7,7 +7,8 @@ product or of the layer norm, and what lies between two products stays in their 
 In a backward pass a row's gradient is that of its own task's loss alone, because no other task's loss has
 seen the row. So one pass over all rows holds every task's gradient: a linear layer's weight gradient is
 ``Σ_b d_b x_bᵀ``, over all rows the sum of the tasks, over one task's rows its own. :class:`Tape` keeps the
-two factors, and nobody needs to hold T whole gradients at once.
+two factors, and nobody needs to hold T whole gradients at once. Source: Goodfellow 2015 (arXiv 1510.01799),
+who has it per example and for norms; ours is per task and gives the Gramian.
 """
 
 from __future__ import annotations
@@ -150,8 +151,8 @@ def product(a: Tensor, b: Tensor, onednn: bool) -> Tensor:
     """``a @ b.T``, ``[m, k]`` and ``[n, k]`` → ``[m, n]``."""
     # in bfloat16 torch's own products go to oneDNN, by a quicker way for transposed arguments
     if onednn and a.dtype == torch.float32:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-        return product
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        return result
     return a @ b.t()
 
 
@@ -168,6 +169,8 @@ def gramian(rows: Tensor, onednn: bool) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
+    """Linear, and relu where wanted: ``x [R, in]`` of the products' dtype → ``[R, out]``; R = T·B rows."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, relu: bool, onednn: bool, tape: Tape | None
@@ -208,7 +211,9 @@ def _sums(d: Tensor, dim: int) -> Tensor:
 
 
 class _LayerNorm(torch.autograd.Function):
-    EPS = 1e-5
+    """Layer norm (Ba et al. 2016, arXiv 1607.06450), and relu where wanted: ``[R, n]`` → the same, in its dtype."""
+
+    EPS = 1e-5  # torch's default
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, relu: bool, tape: Tape | None) -> Tensor:

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 
 from mtrl.config import ConfigError
+from mtrl.kernels import Kind
 
 Precision = Literal["fp32", "bf16"]
-Kernels = Literal["plain", "torch", "onednn"]
 CPUINFO = "/proc/cpuinfo"
 LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -34,7 +34,7 @@ def choose_precision(precision: Precision | Literal["auto"], device: torch.devic
     return "bf16" if device.type == "cpu" and bf16_is_fast() else "fp32"
 
 
-def choose_kernels(kernels: Kernels | Literal["auto"], device: torch.device) -> Kernels:
+def choose_kernels(kernels: Kind | Literal["auto"], device: torch.device) -> Kind:
     """``auto`` is onednn where torch has it, on a processor; else torch.
 
     Raises:

@@ -106,6 +106,22 @@ def test_in_bfloat16_the_fused_gradient_is_as_near_to_float32_as_the_plain_one(
     assert fused < 1.3 * plain
 
 
+def test_in_bfloat16_the_factored_gramian_is_as_near_to_float32_as_the_plain_one(make_agent, make_batch):
+    def gramian_of(kernels: str, precision: str, seed: int) -> Tensor:
+        agent = make_agent(20, hidden=(64,), kernels=kernels, precision=precision, seed=seed)
+        batch, noise = make_batch(20, 16, seed), agent.draw_noise(16)
+        return agent.update(batch, noise, diagnose=True)["conflict_critic"].gramian
+
+    plain = fused = whole = 0.0
+    for seed in range(5):
+        exact = gramian_of("plain", "fp32", seed)
+        whole += exact.norm().item()
+        plain += (gramian_of("plain", "bf16", seed) - exact).norm().item()
+        fused += (gramian_of("onednn", "bf16", seed) - exact).norm().item()
+    assert 0 < plain < 0.05 * whole
+    assert fused < 1.5 * plain + 0.005 * whole  # each layer's share is rounded once, to 8 bits
+
+
 def test_outputs_of_a_bfloat16_network_are_float32_whatever_the_kernels(make_agent, make_batch):
     for kernels in ("plain", "torch", "onednn"):
         agent = make_agent(kernels=kernels, precision="bf16")

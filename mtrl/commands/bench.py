@@ -6,7 +6,6 @@ instead what each multi-task optimizer costs. ``--tune`` looks for the fastest s
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -25,6 +24,7 @@ from mtrl.bench.tune import recommended, time_choices
 from mtrl.bench.updates import update_ratios
 from mtrl.commands.bench_training import training_ratios
 from mtrl.commands.parser import Parser, parse_train
+from mtrl.commands.tables import report_json
 from mtrl.config import ConfigError
 from mtrl.machine import CPUINFO, bf16_is_fast, choose_threads
 from mtrl.runfolder import versions
@@ -56,12 +56,8 @@ def main(arguments: list[str]) -> int:
         result, table = optimizers(args.rounds)
     else:
         result, table = report(args.rounds, args.quick)
-    text = json.dumps(result, indent=1)
-    if args.json == "-":
-        print(text)
+    if report_json(result, args.json):
         return 0
-    if args.json:
-        Path(args.json).write_text(text + "\n")
     console.print(table)
     if args.tune:
         print(f"recommended: {result['recommended']}")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from mtrl.commands.parser import Parser
-from mtrl.commands.tables import interval
+from mtrl.commands.tables import interval, report_json
 from mtrl.compare import STATISTICS, group, read_conflict, read_curve, summarise, warnings
 from mtrl.config import ConfigError
 from mtrl.figures import cosine_figure, curves_figure, tasks_figure
@@ -52,12 +50,9 @@ def main(arguments: list[str]) -> int:
                 args.conflict_figure, dpi=100, bbox_inches="tight"
             )
         summary = summarise(groups)
-        if args.json and args.json != "-":
-            Path(args.json).write_text(json.dumps(summary, indent=1) + "\n")
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot be written: {error}") from None
-    if args.json == "-":
-        print(json.dumps(summary, indent=1))
+    if report_json(summary, args.json):
         return 0
     steps = min(curve.steps[-1] for curve in curves)
     table = Table(

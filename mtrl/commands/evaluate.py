@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from rich.console import Console
 
 from envs import Protocol, SuiteError, make_suite
 from mtrl.commands.parser import Parser
-from mtrl.commands.tables import scores_table
+from mtrl.commands.tables import report_json, scores_table
 from mtrl.config import ConfigError
 from mtrl.evaluate import evaluate
 from mtrl.policy import Policy, PolicyError, load_policy
@@ -68,12 +67,8 @@ def main(arguments: list[str]) -> int:
     goal_seed = seed if protocol.goal_seed is None else protocol.goal_seed
     described = {**protocol.to_dict(), "name": protocol.name, "goal_seed": goal_seed}
     result = {"protocol": described, "checkpoint": args.checkpoint, "run_status": status, **scores.to_dict()}
-    text = json.dumps(result, indent=1)
-    if args.json == "-":
-        print(text)
+    if report_json(result, args.json):
         return 0
-    if args.json:
-        Path(args.json).write_text(text + "\n")
     title = f"{args.run} ({args.checkpoint}, {protocol.name})"
     console = Console()
     console.print(scores_table(scores, title))

@@ -1,10 +1,35 @@
-"""Tables for people."""
+"""What a command prints: tables for people, JSON for programs."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 from rich.table import Table
 
+from mtrl.config import ConfigError
 from mtrl.evaluate import Scores
+
+
+def report_json(result: Any, where: str | None) -> bool:
+    """Write a result to the file that ``--json`` names, or print it for ``-``.
+
+    Returns:
+        whether standard output is taken by it.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    text = json.dumps(result, indent=1)
+    if where == "-":
+        print(text)
+    elif where:
+        try:
+            Path(where).write_text(text + "\n")
+        except OSError as error:
+            raise ConfigError(f"cannot be written: {error}") from None
+    return where == "-"
 
 
 def scores_table(scores: Scores, title: str) -> Table:
