@@ -1,4 +1,4 @@
-"""The paper's runs: every preset against the published values, and that each trains."""
+"""The paper's runs: every preset against the published values, and that each trains; the fast preset and its twin."""
 
 from __future__ import annotations
 
@@ -177,3 +177,15 @@ def test_a_preset_trains_on_meta_world_from_the_command_line(tmp_path, capsys):
     assert code == 0
     assert "custom2-v1-h150-fixed" in capsys.readouterr().out
     assert (tmp_path / "run" / "STATUS").read_text().startswith("DONE")
+
+
+def test_the_fast_presets_differ_in_the_protocol_and_in_when_they_are_evaluated():
+    fixed, goals = (
+        dict(flat_items(yaml.safe_load(parse_train(["--config", name]).text)))
+        for name in ("mt10_fast", "mt10_fast_random")
+    )
+    assert {key for key in fixed if fixed[key] != goals[key]} == {
+        "protocol.goals", "protocol.horizon", "eval_every", "eval_episodes", "label",
+    }  # fmt: skip
+    assert (fixed["protocol.horizon"], fixed["eval_episodes"]) == (200, 1)  # BRC's; one episode is exact
+    assert (goals["protocol.horizon"], goals["protocol.num_goals"]) == (500, 50)  # Meta-World+'s
