@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -83,6 +84,17 @@ def test_a_parameter_in_two_layers_is_refused_on_a_tape():
         y.sum().backward()
 
 
+def errors_of_bfloat16(measure: Callable[[str, str, int], Tensor]) -> tuple[float, float, float]:
+    """How far the plain and the fused bfloat16 path are from float32, and its norm; sums over five seeds."""
+    plain = fused = whole = 0.0
+    for seed in range(5):
+        exact = measure("plain", "fp32", seed)
+        whole += exact.norm().item()
+        plain += (measure("plain", "bf16", seed) - exact).norm().item()
+        fused += (measure("onednn", "bf16", seed) - exact).norm().item()
+    return plain, fused, whole
+
+
 @pytest.mark.parametrize("network", ["critic", "actor"])
 @pytest.mark.parametrize("stabilised", [{}, {"layer_norm": True}, {"dropout": 0.2}, {"blocks": 1}], ids=str)
 def test_in_bfloat16_the_fused_gradient_is_as_near_to_float32_as_the_plain_one(
@@ -96,12 +108,7 @@ def test_in_bfloat16_the_fused_gradient_is_as_near_to_float32_as_the_plain_one(
         agent.update(make_batch(3, 32, seed), agent.draw_noise(32))
         return torch.cat([p.grad.flatten() for _, p in getattr(agent, network).tensors()])
 
-    plain = fused = whole = 0.0
-    for seed in range(5):
-        exact = gradient("plain", "fp32", seed)
-        whole += exact.norm().item()
-        plain += (gradient("plain", "bf16", seed) - exact).norm().item()
-        fused += (gradient("onednn", "bf16", seed) - exact).norm().item()
+    plain, fused, whole = errors_of_bfloat16(gradient)
     assert 0 < plain < 0.1 * whole
     assert fused < 1.3 * plain
 
@@ -112,12 +119,7 @@ def test_in_bfloat16_the_factored_gramian_is_as_near_to_float32_as_the_plain_one
         batch, noise = make_batch(20, 16, seed), agent.draw_noise(16)
         return agent.update(batch, noise, diagnose=True)["conflict_critic"].gramian
 
-    plain = fused = whole = 0.0
-    for seed in range(5):
-        exact = gramian_of("plain", "fp32", seed)
-        whole += exact.norm().item()
-        plain += (gramian_of("plain", "bf16", seed) - exact).norm().item()
-        fused += (gramian_of("onednn", "bf16", seed) - exact).norm().item()
+    plain, fused, whole = errors_of_bfloat16(gramian_of)
     assert 0 < plain < 0.05 * whole
     assert fused < 1.5 * plain + 0.005 * whole  # each layer's share is rounded once, to 8 bits
 
