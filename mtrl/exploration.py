@@ -29,7 +29,9 @@ class HeldActions:
 
     def __init__(self, config: ExplorationConfig, shape: tuple[int, int], device: torch.device) -> None:
         self.config = config
-        self.remaining = torch.zeros(shape[0], 1, dtype=torch.int64, device=device)  # steps, this one included
+        self.remaining = torch.zeros(
+            shape[0], 1, dtype=torch.int64, device=device
+        )  # steps, this one included
         self.held = torch.zeros(shape, device=device)
 
     def override(self, actions: Tensor, generator: torch.Generator) -> Tensor:

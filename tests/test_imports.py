@@ -18,6 +18,7 @@ LAYERS = [
         "mtrl",
         "mtrl.categorical",
         "mtrl.config",
+        "mtrl.exploration",
         "mtrl.files",
         "mtrl.kernels",
         "mtrl.machine",
