@@ -196,8 +196,9 @@ class ExplorationConfig:
     hold_steps: int = 20
 
     def __post_init__(self) -> None:
-        _check(0 <= self.hold_probability <= 1, "hold_probability", self.hold_probability, "in [0, 1]")
-        _check(self.hold_steps >= 1, "hold_steps", self.hold_steps, ">= 1")
+        key = "agent.exploration"
+        _check(0 <= self.hold_probability <= 1, f"{key}.hold_probability", self.hold_probability, "in [0, 1]")
+        _check(self.hold_steps >= 1, f"{key}.hold_steps", self.hold_steps, ">= 1")
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,10 @@ class AgentConfig:
     Args:
         gamma: discount factor.
         tau: the target critic moves by this share of the difference at each update.
+        policy_tau: so does the policy that is evaluated and saved, behind the actor that explores: an
+            average over the last 1/policy_tau updates, which swings less from one evaluation to the
+            next (Nikishin et al. 2018, "Improving stability in deep reinforcement learning with weight
+            averaging"). 1 is the actor itself. Training is the same either way.
         task_input: how the networks know their task: ``one_hot`` and ``embedding`` (learned, unit
             norm, ``embedding_dim`` numbers) are inputs; ``heads`` gives each task its own output
             layer on a shared trunk; ``none`` hides the task.
@@ -236,6 +241,7 @@ class AgentConfig:
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
     gamma: float = 0.99
     tau: float = 0.005
+    policy_tau: float = 1.0
     task_input: Literal["one_hot", "embedding", "heads", "none"] = "one_hot"
     embedding_dim: int = 32
     reward_scale: Literal["none", "ema", "sigma", "return"] = "return"
@@ -248,6 +254,7 @@ class AgentConfig:
         _check_choices(self)
         _check(0 <= self.gamma < 1, "agent.gamma", self.gamma, "in [0, 1)")
         _check(0 < self.tau <= 1, "agent.tau", self.tau, "in (0, 1]")
+        _check(0 < self.policy_tau <= 1, "agent.policy_tau", self.policy_tau, "in (0, 1]")
         _check(self.embedding_dim >= 1, "agent.embedding_dim", self.embedding_dim, ">= 1")
         _check(0 < self.ema_coefficient <= 1, "agent.ema_coefficient", self.ema_coefficient, "in (0, 1]")
 

@@ -175,7 +175,10 @@ class MTSAC:
         )
         with torch.device("meta"):  # acts in float32 whatever the update's precision, as a loaded file does
             acting = Actor(obs_dim, action_dim, T, config.actor, *task)
-        self.policy = Policy(acting, self.actor, task_names, obs_dim, action_dim, info)
+        averages = config.policy_tau < 1
+        self.averaged = self.actor.map(lambda p: p.detach().clone()) if averages else self.actor
+        self.explorer = Policy(acting, self.actor, task_names, obs_dim, action_dim)
+        self.policy = Policy(acting, self.averaged, task_names, obs_dim, action_dim, info)
 
         def method(name: str, stream: int) -> MultiTaskOptimizer:
             chosen = (options or {}) if name == optimizer else {}
@@ -209,7 +212,7 @@ class MTSAC:
     def act(self, observations: Tensor) -> Tensor:
         """Exploring actions ``[T, A]`` for ``[T, D + T]``, with the agent's own generator."""
         noise = torch.randn(len(observations), self.action_dim, generator=self.generator, device=self.device)
-        actions = self.policy.act(observations.to(self.device), noise)
+        actions = self.explorer.act(observations.to(self.device), noise)
         return self.exploration.override(actions, self.generator)
 
     def random_actions(self) -> Tensor:
@@ -243,7 +246,7 @@ class MTSAC:
         )  # fmt: skip
 
     def update(self, batch: Batch, noise: Noise | None = None, diagnose: bool = False) -> dict[str, Any]:
-        """One step of critics, actor, temperatures and target, in this order.
+        """One step of critics, actor, temperatures, and the averages of weights (target, policy), in this order.
 
         Args:
             batch: rewards as stored; ``[T, B, ·]``.
@@ -285,10 +288,9 @@ class MTSAC:
             through_alpha=self.config.temperature.loss == "alpha",
         )  # fmt: skip
         self._step("temperature", temperature, self.temperature, None, (actor.aux,), present, False, {})
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                [p for _, p in self.target.tensors()], [p for _, p in self.critic.tensors()], self.config.tau
-            )
+        follow(self.target, self.critic, self.config.tau)
+        if self.averaged is not self.actor:
+            follow(self.averaged, self.actor, self.config.policy_tau)
         return {**metrics, "q": critic.aux, "log_prob": actor.aux}
 
     def _step(
@@ -333,9 +335,10 @@ class MTSAC:
         """Go on from :meth:`state_dict`, bit for bit, in an agent of the same configuration."""
         with torch.no_grad():
             for name, parameters in self._parameters().items():
+                saved = state.get(name, state["actor"])  # an average that only begins now
                 for kind, tensors in parameters._asdict().items():
                     for key, tensor in tensors.items():
-                        tensor.copy_(state[name][kind][key])
+                        tensor.copy_(saved[kind][key])
         for name, step in self.steps.items():
             step.load_state_dict(state["steps"][name])
         for name, method in self.methods.items():
@@ -345,9 +348,16 @@ class MTSAC:
         self.generator.set_state(state["generator"].cpu())
 
     def _parameters(self) -> dict[str, Parameters]:
-        return {
+        learned = {
             "actor": self.actor, "critic": self.critic, "target": self.target, "temperature": self.temperature,
         }  # fmt: skip
+        return learned if self.averaged is self.actor else {**learned, "averaged": self.averaged}
+
+
+@torch.no_grad()
+def follow(average: Parameters, learned: Parameters, tau: float) -> None:
+    """``average ← (1 − tau) average + tau learned``, in place: an exponential moving average of weights."""
+    torch._foreach_lerp_([p for _, p in average.tensors()], [p for _, p in learned.tensors()], tau)
 
 
 def make_adam(params: Parameters, config: NetworkConfig) -> torch.optim.Adam:

@@ -301,6 +301,42 @@ def test_the_target_moves_by_tau_towards_the_fresh_critic(make_agent, make_batch
         assert not torch.equal(agent.target.shared[name], old)
 
 
+def test_the_saved_policy_averages_the_actors_and_training_does_not_notice(make_agent, make_batch):
+    fast = {"learning_rate": 0.1}
+    plain, averaging = make_agent(actor=fast), make_agent(actor=fast, policy_tau=0.25)
+    expected = averaging.actor.map(lambda p: p.detach().clone())
+    observations = torch.cat((torch.ones(3, averaging.policy.obs_dim), torch.eye(3)), dim=1)
+    for _ in range(3):
+        batch = make_batch()
+        for agent in (plain, averaging):
+            agent.update(batch)
+        for (_, average), (_, now) in zip(expected.tensors(), averaging.actor.tensors(), strict=True):
+            average += 0.25 * (now.detach() - average)
+        assert torch.equal(plain.act(observations), averaging.act(observations))
+    for name in ("actor", "critic"):
+        for (_, one), (_, other) in zip(
+            getattr(plain, name).tensors(), getattr(averaging, name).tensors(), strict=True
+        ):
+            assert torch.equal(one, other)
+    assert plain.policy.parameters is plain.actor
+    for (_, got), (_, average), (_, now) in zip(
+        averaging.policy.parameters.tensors(), expected.tensors(), averaging.actor.tensors(), strict=True
+    ):
+        torch.testing.assert_close(got, average)
+        assert not torch.equal(got, now)
+
+
+def test_an_average_of_policies_that_begins_with_a_loaded_agent_begins_at_its_actor(make_agent, make_batch):
+    plain, averaging = make_agent(), make_agent(policy_tau=0.25)
+    for agent in (plain, averaging):
+        agent.update(make_batch())
+    averaging.load_state_dict(plain.state_dict())
+    for (_, got), (_, actor) in zip(
+        averaging.policy.parameters.tensors(), plain.actor.tensors(), strict=True
+    ):
+        assert torch.equal(got, actor)
+
+
 def test_the_actor_is_updated_against_the_fresh_critic(make_agent, make_batch):
     agent = make_agent(critic={"learning_rate": 0.1})
     batch, noise, actor = make_batch(), agent.draw_noise(5), agent.actor.map(lambda p: p.detach().clone())

@@ -125,8 +125,8 @@ def require_memory(
 ) -> None:
     """Refuse networks and batches that this machine cannot hold, before any memory is taken.
 
-    Counts the weights four times (Adam has two more, a gradient one), the critics' once more for the
-    target, and of a batch its rows and one activation per hidden unit.
+    Counts the weights four times (Adam has two more, a gradient one), once more where an average of them
+    is kept (the target, an averaged policy), and of a batch its rows and one activation per hidden unit.
 
     Raises:
         ConfigError: it says how much is needed and how much there is.
@@ -135,7 +135,7 @@ def require_memory(
     task = num_tasks if agent.task_input == "one_hot" else agent.embedding_dim
     rows = num_tasks * config.replay.batch_size
     for key, network, inputs, outputs, count, copies in (
-        ("actor", agent.actor, obs_dim + task, 2 * action_dim * num_tasks, 1, 4),
+        ("actor", agent.actor, obs_dim + task, 2 * action_dim * num_tasks, 1, 4 + (agent.policy_tau < 1)),
         ("critic", agent.critic, obs_dim + action_dim + task, num_tasks, agent.critic.ensemble, 5),
     ):
         widths = [inputs, *network.hidden, outputs]

@@ -12,13 +12,17 @@ from typing import Any
 from mtrl.figures import new_figure
 
 HERE = Path(__file__).parent
-SEEDS = (100, 101)
+RECIPES = {"first recipe": (100, 101), "mt10_fast": (102, 103)}
 # Read off the published curves of BRC (Nauman et al. 2025, arXiv 2505.23150): one agent for 50 tasks, 5 seeds,
 # mean over the tasks of MT10.
 BRC = {50_000: 0.30, 100_000: 0.70, 150_000: 0.89, 200_000: 0.92, 300_000: 0.98}
 LAST = 5
 
 Run = Sequence[dict[str, Any]]  # its evaluations
+
+
+def load(seed: int) -> Run:
+    return [json.loads(line) for line in (HERE / f"eval_seed{seed}.jsonl").open()]
 
 
 def around(steps: int, run: Run) -> float | None:
@@ -29,24 +33,26 @@ def around(steps: int, run: Run) -> float | None:
     return mean(line["mean_success"] for line in run[max(0, nearest - 1) : nearest + 2])
 
 
-def draw(runs: Sequence[Run]) -> None:
+def draw() -> None:
     figure = new_figure(11, 3.8)
     by_steps, by_minutes = figure.subplots(1, 2, sharey=True)
-    both = list(zip(*runs, strict=False))
-    for axes, axis in (
-        (by_steps, lambda line: line["steps_per_task"]),
-        (by_minutes, lambda line: line["seconds"] / 60),
-    ):
-        for i, (seed, run) in enumerate(zip(SEEDS, runs, strict=True)):
-            success = [line["mean_success"] for line in run]
-            axes.plot([axis(line) for line in run], success, f"C{i}-", lw=1, label=f"seed {seed}")
-        success = [mean(line["mean_success"] for line in lines) for lines in both]
-        axes.plot([mean(map(axis, lines)) for lines in both], success, "k", lw=2, label="mean")
-        axes.grid(alpha=0.3)
+    for color, (recipe, seeds) in zip(("C7", "C0"), RECIPES.items(), strict=True):
+        runs = [load(seed) for seed in seeds]
+        at_once = list(zip(*runs, strict=False))
+        success = [mean(line["mean_success"] for line in lines) for lines in at_once]
+        for axes, axis in (
+            (by_steps, lambda line: line["steps_per_task"]),
+            (by_minutes, lambda line: line["seconds"] / 60),
+        ):
+            for run in runs:
+                axes.plot([*map(axis, run)], [line["mean_success"] for line in run], color, lw=0.7, alpha=0.6)
+            label = f"{recipe}, mean of seeds {' and '.join(map(str, seeds))}"
+            axes.plot([mean(map(axis, lines)) for lines in at_once], success, color, lw=2, label=label)
+            axes.grid(alpha=0.3)
     by_steps.plot(list(BRC), list(BRC.values()), "C3o--", ms=4, label="BRC, published")
     by_steps.set(xlabel="environment steps per task", ylabel="success, mean over ten tasks", ylim=(0, 1.02))
     by_minutes.set(xlabel="minutes of one core")
-    by_steps.legend()
+    by_steps.legend(fontsize=8)
     figure.savefig(HERE / "curves.png", dpi=110)
 
 
@@ -54,53 +60,93 @@ def row(*cells: object) -> None:
     print("|", " | ".join(map(str, cells)), "|")
 
 
-def print_search(at: int = 15_000) -> None:
-    """A line per configuration tried: success at its last evaluation, returns where all can be compared."""
-    lines = list(csv.DictReader((HERE / "search.csv").open()))
-    row(
+def print_configurations(file: str, at: int) -> None:
+    """A line per configuration tried: success of its last evaluations, returns where all can be compared."""
+    lines = list(csv.DictReader((HERE / file).open()))
+    heads = [
         "run",
         "changed",
         "seed",
         "steps per task",
         "minutes",
-        "success",
-        "tasks",
-        f"training return at {at:,}",
-    )
-    row("---:", "---", *["---:"] * 4, "---", "---:")
+        "last success",
+        "of three",
+        "tasks at the last",
+    ]
+    row(*heads, f"training return at {at:,}")
+    row("---:", "---", *["---:"] * 5, "---", "---:")
     for run in dict.fromkeys(line["run"] for line in lines):
         own = [line for line in lines if line["run"] == run]
         last, tasks = own[-1], list(own[-1])[7:]
+        three = f"{mean(float(line['success']) for line in own[-3:]):.2f}"
         solved = ", ".join(task.removesuffix("-v3") for task in tasks if last[task] == "1")
         then = [f"{float(line['training_return']):.0f}" for line in own if int(line["steps_per_task"]) == at]
         steps, minutes = f"{int(last['steps_per_task']):,}", f"{float(last['minutes']):.0f}"
-        row(run, last["changed"], last["seed"], steps, minutes, last["success"], solved, *(then or [""]))
+        row(
+            run,
+            last["changed"],
+            last["seed"],
+            steps,
+            minutes,
+            last["success"],
+            three,
+            solved,
+            *(then or [""]),
+        )
 
 
-def print_results(runs: Sequence[Run]) -> None:
-    seeds = [f"seed {seed}" for seed in SEEDS]
-    row("steps per task", "BRC", *seeds, "mean")
-    row(*["---:"] * (len(seeds) + 3))
+def print_results() -> None:
+    runs = {recipe: [load(seed) for seed in seeds] for recipe, seeds in RECIPES.items()}
+    heads = [head for seeds in RECIPES.values() for head in (*(f"seed {seed}" for seed in seeds), "mean")]
+    row("steps per task", "BRC", *heads)
+    row(*["---:"] * (len(heads) + 2))
     for steps, published in BRC.items():
-        found = [around(steps, run) for run in runs]
-        if None not in found:
-            row(f"{steps:,}", *(f"{x:.2f}" for x in (published, *found, mean(found))))
+        cells = []
+        for group in runs.values():
+            found = [around(steps, run) for run in group]
+            known = [x for x in found if x is not None]
+            cells += [*found, mean(known) if len(known) == len(found) else None]
+        if any(cell is not None for cell in cells):
+            row(f"{steps:,}", f"{published:.2f}", *("" if x is None else f"{x:.2f}" for x in cells))
     print()
-    row(f"last {LAST} evaluations", *seeds, "mean")
-    row("---", *["---:"] * (len(seeds) + 1))
-    for task in runs[0][0]["tasks"]:
-        each = [mean(line["tasks"][task]["success"] for line in run[-LAST:]) for run in runs]
-        row(task, *(f"{x:.2f}" for x in (*each, mean(each))))
-    each = [mean(line["mean_success"] for line in run[-LAST:]) for run in runs]
-    row("**mean**", *(f"{x:.2f}" for x in (*each, mean(each))))
+    row(f"last {LAST} evaluations", *heads)
+    row("---", *["---:"] * len(heads))
+    for task in [*load(100)[0]["tasks"], None]:
+        cells = []
+        for group in runs.values():
+            each = [
+                mean(line["tasks"][task]["success"] if task else line["mean_success"] for line in run[-LAST:])
+                for run in group
+            ]
+            cells += [*each, mean(each)]
+        row(task.removesuffix("-v3") if task else "**mean**", *(f"{x:.2f}" for x in cells))
+
+
+def print_twin() -> None:
+    """`mtrl evaluate --json`: every goal once."""
+    result = json.loads((HERE / "twin_evaluation.json").read_text())
+    row("task", "success", "95 % interval", "return")
+    row("---", *["---:"] * 3)
+    for task, scores in result["tasks"].items():
+        low, high = scores["ci"]
+        row(
+            task.removesuffix("-v3"),
+            f"{scores['success']:.2f}",
+            f"{low:.2f} … {high:.2f}",
+            f"{scores['return']:.0f}",
+        )
+    low, high = result["mean_success_ci"]
+    row("**mean**", f"{result['mean_success']:.3f}", f"{low:.3f} … {high:.3f}", "")
 
 
 def main() -> None:
-    runs = [[json.loads(line) for line in (HERE / f"eval_seed{seed}.jsonl").open()] for seed in SEEDS]
-    draw(runs)
-    print_search()
+    draw()
+    print_results()
     print()
-    print_results(runs)
+    print_twin()
+    for file, at in (("screening.csv", 25_000), ("search.csv", 15_000)):
+        print()
+        print_configurations(file, at)
 
 
 if __name__ == "__main__":
