@@ -122,6 +122,18 @@ def print_results() -> None:
         row(task.removesuffix("-v3") if task else "**mean**", *(f"{x:.2f}" for x in cells))
 
 
+def print_averaging(after: int = 1500) -> None:
+    """Success of the actor and of averages of its weights, once the longer one has forgotten its start."""
+    lines = list(csv.DictReader((HERE / "averaging.csv").open()))
+    kinds = list(dict.fromkeys(line["weights"] for line in lines))
+    row("seed", *kinds)
+    row("---", *["---:"] * len(kinds))
+    for seed in RECIPES["mt10_fast"]:
+        own = [line for line in lines if line["seed"] == str(seed) and int(line["updates"]) >= after]
+        means = [mean(float(line["success"]) for line in own if line["weights"] == kind) for kind in kinds]
+        row(seed, *(f"{x:.2f}" for x in means))
+
+
 def print_twin() -> None:
     """`mtrl evaluate --json`: every goal once."""
     result = json.loads((HERE / "twin_evaluation.json").read_text())
@@ -142,6 +154,8 @@ def print_twin() -> None:
 def main() -> None:
     draw()
     print_results()
+    print()
+    print_averaging()
     print()
     print_twin()
     for file, at in (("screening.csv", 25_000), ("search.csv", 15_000)):
