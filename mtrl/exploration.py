@@ -29,13 +29,11 @@ class HeldActions:
 
     def __init__(self, config: ExplorationConfig, shape: tuple[int, int], device: torch.device) -> None:
         self.config = config
-        self.remaining = torch.zeros(
-            shape[0], 1, dtype=torch.int64, device=device
-        )  # steps, this one included
+        self.remaining = torch.zeros(shape[0], 1, dtype=torch.int64, device=device)
         self.held = torch.zeros(shape, device=device)
 
     def override(self, actions: Tensor, generator: torch.Generator) -> Tensor:
-        """``actions`` ``[T, A]``, but the held one for each task that holds one."""
+        """``actions`` ``[T, A]``, but the held one for each task that holds one; ``generator`` on their device."""
         if self.config.hold_probability == 0:
             return actions
         (T, _), device = actions.shape, actions.device

@@ -332,13 +332,13 @@ class MTSAC:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, bit for bit, in an agent of the same configuration."""
+        """Go on from :meth:`state_dict`, bit for bit, in an agent of the same configuration (or another policy_tau)."""
+        state = {"averaged": state["actor"], **state}  # an average that only begins now begins at its actor
         with torch.no_grad():
             for name, parameters in self._parameters().items():
-                saved = state.get(name, state["actor"])  # an average that only begins now
                 for kind, tensors in parameters._asdict().items():
                     for key, tensor in tensors.items():
-                        tensor.copy_(saved[kind][key])
+                        tensor.copy_(state[name][kind][key])
         for name, step in self.steps.items():
             step.load_state_dict(state["steps"][name])
         for name, method in self.methods.items():
