@@ -184,24 +184,6 @@ class TemperatureConfig:
 
 
 @dataclass(frozen=True)
-class ExplorationConfig:
-    """What a training action has beside the policy's own noise (:mod:`mtrl.exploration`).
-
-    Args:
-        hold_probability: of a task's step that holds nothing: a random action begins to be held. 0 is never.
-        hold_steps: the most steps that one is held.
-    """
-
-    hold_probability: float = 0.0
-    hold_steps: int = 20
-
-    def __post_init__(self) -> None:
-        key = "agent.exploration"
-        _check(0 <= self.hold_probability <= 1, f"{key}.hold_probability", self.hold_probability, "in [0, 1]")
-        _check(self.hold_steps >= 1, f"{key}.hold_steps", self.hold_steps, ">= 1")
-
-
-@dataclass(frozen=True)
 class AgentConfig:
     """MT-SAC.
 
@@ -238,7 +220,6 @@ class AgentConfig:
     actor: ActorConfig = field(default_factory=ActorConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
-    exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
     gamma: float = 0.99
     tau: float = 0.005
     policy_tau: float = 1.0

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mtrl.config import AgentConfig, NetworkConfig
 from mtrl.conflict import measure_conflict
-from mtrl.exploration import HeldActions
 from mtrl.gradients import FACTORED, PLAIN, Gradient, multitask_gradient
 from mtrl.kernels import make_kernels
 from mtrl.machine import choose_kernels, choose_precision
@@ -141,7 +140,6 @@ class MTSAC:
         self.action_dim = action_dim
         self.one_hot = torch.eye(T, device=device)
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.exploration = HeldActions(config.exploration, (T, action_dim), device)
         self.target_entropy = (
             -float(action_dim)
             if config.temperature.target_entropy is None
@@ -212,8 +210,7 @@ class MTSAC:
     def act(self, observations: Tensor) -> Tensor:
         """Exploring actions ``[T, A]`` for ``[T, D + T]``, with the agent's own generator."""
         noise = torch.randn(len(observations), self.action_dim, generator=self.generator, device=self.device)
-        actions = self.explorer.act(observations.to(self.device), noise)
-        return self.exploration.override(actions, self.generator)
+        return self.explorer.act(observations.to(self.device), noise)
 
     def random_actions(self) -> Tensor:
         """Uniform actions ``[T, A]`` in [-1, 1]: the warm-up's."""
@@ -327,7 +324,6 @@ class MTSAC:
             "steps": {name: step.state_dict() for name, step in self.steps.items()},
             "methods": {name: method.state_dict() for name, method in self.methods.items()},
             "rewards": self.rewards.state_dict(),
-            "exploration": self.exploration.state_dict(),
             "generator": self.generator.get_state(),
         }
 
@@ -344,7 +340,6 @@ class MTSAC:
         for name, method in self.methods.items():
             method.load_state_dict(state["methods"][name])
         self.rewards.load_state_dict(state["rewards"])
-        self.exploration.load_state_dict(state["exploration"])
         self.generator.set_state(state["generator"].cpu())
 
     def _parameters(self) -> dict[str, Parameters]:

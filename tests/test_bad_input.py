@@ -101,14 +101,6 @@ def memory(key: str) -> int:
         ("train --agent.gamma 1.5", "agent.gamma: 1.5 is not valid; it must be in [0, 1)"),
         ("train --agent.gamma nan", "agent.gamma: nan is not valid"),
         ("train --agent.policy_tau 0", "agent.policy_tau: 0.0 is not valid; it must be in (0, 1]"),
-        (
-            "train --agent.exploration.hold_probability 2",
-            "agent.exploration.hold_probability: 2.0 is not valid; it must be in [0, 1]",
-        ),
-        (
-            "train --agent.exploration.hold_steps 0",
-            "agent.exploration.hold_steps: 0 is not valid; it must be >= 1",
-        ),
         ("train --threads many", "threads: many is not valid; it must be a whole number or one of 'auto'"),
         ("train --protocol.horizon 501", "horizon: 501 is not a whole number from 1 to 500"),
         ("train --agent 3", "agent: '3' is not valid; it must be a mapping"),

@@ -18,7 +18,6 @@ LAYERS = [
         "mtrl",
         "mtrl.categorical",
         "mtrl.config",
-        "mtrl.exploration",
         "mtrl.files",
         "mtrl.kernels",
         "mtrl.machine",

@@ -55,7 +55,7 @@ def test_n_steps_resume_n_steps_equal_2n_steps_mid_episode(tmp_path, monkeypatch
 def test_resume_is_exact_with_every_other_state_there_is(tmp_path, monkeypatch):
     options = [
         "--agent.actor.dropout=0.1", "--agent.critic.dropout=0.1", "--agent.task_input=heads",
-        "--agent.reward_scale=sigma", "--agent.exploration.hold_probability=0.3", "--agent.policy_tau=0.01",
+        "--agent.reward_scale=sigma", "--agent.policy_tau=0.01",
         "--replay.sampling=uniform", "--replay.capacity=50", "--updates_per_step=2", "--agent.temperature.shared=true",
     ]  # fmt: skip
     assert train(tmp_path / "whole", *options) == 0
