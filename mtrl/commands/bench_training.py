@@ -24,6 +24,7 @@ from envs import Protocol, make_suite
 from mtrl.bench.measure import Ratio, ratio_of, take_turns
 from mtrl.commands import train
 from mtrl.commands.parser import parse_train
+from mtrl.commands.session import INTERRUPTED, Session
 from mtrl.machine import choose_threads
 from mtrl.runfolder import RunFolder
 
@@ -112,7 +113,7 @@ def loop_overhead(arguments: Sequence[str]) -> Ratio:
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()):
             code = train.main([*arguments, f"--run_dir={folder}/run"])
-        if code == train.INTERRUPTED:
+        if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code != 0:
             raise RuntimeError(f"the short run ended with code {code}")
@@ -163,7 +164,7 @@ def train_filled(folder: str, arguments: Sequence[str]) -> None:
     run = RunFolder(f"{folder}/run")
     try:
         run.start(request.text, {})
-        train.Session(trainer, envs, request, run).train([])
+        Session(trainer, envs, request, run).train([])
     finally:
         trainer.envs.close()
         envs.close()

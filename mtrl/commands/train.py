@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import math
-import sys
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
-from rich.console import Console
-from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
 
-from envs import Protocol, SuiteError, make_suite
-from envs.protocol import NotFiniteError, WorkerDiedError
+from envs import Protocol, make_suite
 from envs.vec import SuiteVecEnv
-from mtrl.callbacks import (
-    CheckpointCallback,
-    ConflictCallback,
-    EvaluationCallback,
-    LogCallback,
-    ProgressCallback,
-    TrainerCallback,
-)  # fmt: skip
-from mtrl.checkpoint import CheckpointError, generators_state, set_generators_state, with_arrays
-from mtrl.commands.parser import Request, changed_settings, flat_items, one_line, parse_train, settle
-from mtrl.commands.tables import scores_table
+from mtrl.commands.parser import Request, changed_settings, parse_train, settle
+from mtrl.commands.session import Session
 from mtrl.config import ConfigError, TrainConfig
-from mtrl.conflict import Conflict
-from mtrl.evaluate import Scores
-from mtrl.files import write_synced
-from mtrl.guard import Diverged, GuardCallback
 from mtrl.machine import choose_threads
 from mtrl.optimizers import make_optimizer
 from mtrl.replay import TaskReplay, free_memory
 from mtrl.runfolder import RunFolder, describe_run
 from mtrl.sac import MTSAC
 from mtrl.train import Trainer
-
-FAILED, DIVERGED, INTERRUPTED = 1, 3, 4
-RESTARTS = 2  # of workers that die without a new checkpoint in between
 
 
 def main(arguments: list[str]) -> int:
@@ -146,207 +121,6 @@ def require_memory(
                 f"agent.{key}.hidden: {list(network.hidden)} with replay.batch_size {config.replay.batch_size} "
                 f"takes at least {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
             )
-
-
-class Session:
-    """One process's share of a run: callbacks, checkpoints, marks.
-
-    Args:
-        trainer, envs: made by :func:`build`.
-        request: what was asked for.
-        run: its folder, locked.
-    """
-
-    def __init__(self, trainer: Trainer, envs: SuiteVecEnv, request: Request, run: RunFolder) -> None:
-        self.trainer, self.envs, self.run = trainer, envs, run
-        self.config, self.protocol = config, protocol = request.config, request.protocol
-        self.request = request
-        self.console = Console()
-        self.deaths: Counter[int | None] = Counter()  # of workers, by the newest checkpoint's step
-        episodes = min(config.eval_episodes, 1 if protocol.goals == "fixed" else protocol.num_goals)
-        log = LogCallback(config.log_every)
-        self.guard = GuardCallback(math.gcd(config.log_every, config.eval_every), run.evidence)
-        self.evaluation = EvaluationCallback(envs, config.eval_every, episodes, self._on_scores, run.best)
-        self.checkpoint = CheckpointCallback(config.checkpoint_every, self.save)
-        trainer.between_updates = self.checkpoint.due  # a burst is long: it stops and saves between updates
-        self.callbacks: dict[str, TrainerCallback] = {
-            "guard": self.guard,
-            "conflict": ConflictCallback(
-                config.log_every, config.eval_every or config.total_steps_per_task, self._on_conflict
-            ),
-            "log": log,
-            "evaluation": self.evaluation,
-            "checkpoint": self.checkpoint,  # last, so that it saves what the others have done
-        }
-        if self.console.is_terminal:
-            self.callbacks["progress"] = ProgressCallback(log, self.evaluation)
-
-    def train(self, changes: list[str]) -> int:
-        """Train to the end or until stopped; returns the exit code.
-
-        Raises:
-            CheckpointError: there is nothing that can be gone on from; the run is as it was.
-        """
-        run, names = self.run, self.protocol.task_names
-        try:
-            self._restore(changes)
-            replay = self.trainer.replay_buffer.nbytes / 1e9
-            print(
-                f"{len(names)} tasks ({self.protocol.name}), {self.config.optimizer.name}, "
-                f"{self.trainer.agent.device}, {torch.get_num_threads()} thread(s), "
-                f"replay up to {replay:.2f} GB -> {run.path}",
-                flush=True,
-            )
-            while not self._learn():
-                self._restore([])
-            return self._finish()
-        except CheckpointError:
-            raise
-        except Diverged as error:
-            self._try_to_mark(f"DIVERGED {error}")
-            print(f"mtrl: diverged: {error}", file=sys.stderr)
-            return DIVERGED
-        except KeyboardInterrupt:
-            self._try_to_mark("INTERRUPTED at once")
-            print(f"mtrl: interrupted at once; {self._newest()}", file=sys.stderr)
-            return FAILED if run.checkpoints.newest_step() is None else INTERRUPTED
-        except (OSError, SuiteError) as error:
-            reason = one_line(str(error))
-            self._try_to_mark(f"FAILED {reason}")
-            print(f"mtrl: {reason}; {self._newest()}", file=sys.stderr)
-            return FAILED
-        except BaseException as error:
-            self._try_to_mark(f"FAILED {type(error).__name__}: {one_line(str(error))}")
-            raise
-
-    def _learn(self) -> bool:
-        """Train until the end or a stop; False where a worker died and training can go back to a checkpoint."""
-        total = self.config.total_steps_per_task * len(self.protocol.task_names)
-        self.trainer.logger = self.run.logger()
-        try:
-            self.trainer.learn(total, list(self.callbacks.values()))
-        except NotFiniteError as error:
-            self.guard.check_now()  # an actor that is not finite is the cause, not the environment
-            self.guard.diverged(str(error))
-        except WorkerDiedError as error:
-            step = self.run.checkpoints.newest_step()
-            self.deaths[step] += 1
-            if step is None or self.deaths[step] > RESTARTS:
-                raise
-            print(f"mtrl: {error}; started again", file=sys.stderr)
-            for envs in (self.trainer.envs, self.envs):
-                envs.restart_workers()  # type: ignore[attr-defined]
-            self.trainer.logger.close()
-            return False
-        finally:
-            for callback in self.callbacks.values():
-                callback.close()
-        return True
-
-    def save(self) -> None:
-        """A checkpoint of everything."""
-        self.guard.check_now()
-        for output in self.trainer.logger.output_formats:
-            if isinstance(output, TensorBoardOutputFormat) and output.writer is not None:
-                output.writer.flush()
-        state = {
-            "trainer": self.trainer.state_dict(),
-            "evaluation_envs": self.envs.get_state(),
-            "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
-            "generators": generators_state(),
-            "positions": self.run.positions(),
-        }
-        steps = self.trainer.num_timesteps // len(self.protocol.task_names)
-        self.run.checkpoints.save(steps, state, self.trainer.replay_buffer)
-
-    def _restore(self, changes: list[str]) -> None:
-        """Go on from the newest complete checkpoint; without any, from the start."""
-        run = self.run
-        state = run.checkpoints.load(self.trainer.replay_buffer, warn=self.checkpoint.say)
-        if state is None:
-            run.clear()
-        else:
-            try:
-                self._load_state(state)
-            except Exception as error:  # whatever a state makes of a run that it is not of
-                raise CheckpointError(
-                    f"{run.checkpoints.folder}: the checkpoint does not fit this run "
-                    f"({type(error).__name__}: {one_line(str(error))})"
-                ) from None
-            run.rewind(state["positions"])
-        step = self.trainer.num_timesteps // len(self.protocol.task_names)
-        if state is not None:
-            print(f"going on from step {step} per task")
-        if state is not None or changes:
-            here = describe_run({}, self.trainer.agent.device)
-            run.note("resumed", {"steps_per_task": step, "changes": changes, **here})
-        if changes:
-            write_synced(run.config, self.request.text.encode())
-        run.mark("RUNNING")
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        self.trainer.load_state_dict(state["trainer"])
-        self.envs.set_state(with_arrays(state["evaluation_envs"]))
-        for name, callback in self.callbacks.items():
-            if name in state["callbacks"]:  # the progress bar comes and goes with the terminal
-                callback.load_state_dict(state["callbacks"][name])
-        set_generators_state(state["generators"])
-
-    def _finish(self) -> int:
-        run, trainer = self.run, self.trainer
-        trainer.agent.policy.save(run.last)
-        steps = trainer.num_timesteps // len(self.protocol.task_names)
-        if steps < self.config.total_steps_per_task:
-            trainer.logger.close()
-            run.mark("INTERRUPTED", f"by {self.checkpoint.received} at {steps} steps per task")
-            print(
-                f"stopped by {self.checkpoint.received}; policy and checkpoint are saved. "
-                f"The same command goes on; `mtrl evaluate {run.path}` evaluates"
-            )
-            return INTERRUPTED
-        self.save()
-        assert self.evaluation.last is not None
-        _, scores = self.evaluation.last
-        write_hparams(trainer, self.request.text, scores)
-        trainer.logger.close()
-        self.console.print(scores_table(scores, f"success at {steps} steps per task"))
-        run.mark("DONE")
-        print(f"done: mtrl evaluate {run.path}")
-        return 0
-
-    def _newest(self) -> str:
-        step = self.run.checkpoints.newest_step()
-        if step is None:
-            return "there is no checkpoint yet: the same command starts anew"
-        return f"the newest checkpoint is of step {step} per task: the same command goes on from it"
-
-    def _on_scores(self, steps: int, seconds: float, scores: Scores) -> None:
-        record = {"steps_per_task": steps, "seconds": round(seconds, 3), **scores.to_dict()}
-        self.run.append(self.run.evaluations, record)
-
-    def _on_conflict(self, steps: int, network: str, conflict: Conflict) -> None:
-        record = {
-            "steps_per_task": steps, "network": network,
-            # three decimals of a cosine say all; the file would otherwise outgrow the policy
-            "cosines": [[round(x, 3) for x in row] for row in conflict.cosines.tolist()],
-            "norms": conflict.norms.tolist(), "weights": conflict.weights.tolist(), **conflict.summary(),
-        }  # fmt: skip
-        self.run.append(self.run.conflicts, record)
-
-    def _try_to_mark(self, status: str) -> None:
-        with contextlib.suppress(OSError):
-            self.run.mark(status)
-
-
-def write_hparams(trainer: Trainer, settings: str, scores: Scores) -> None:
-    """One row of TensorBoard's HPARAMS table: every setting of the resolved config."""
-    flat = {
-        key: value if isinstance(value, (bool, str, int, float)) else str(value)
-        for key, value in flat_items(yaml.safe_load(settings))
-    }
-    metrics = {"eval/success_rate": scores.mean_success}
-    trainer.logger.record("hparams", HParam(flat, metrics), exclude=("csv",))
-    trainer.dump_logs()
 
 
 def default_folder(config: TrainConfig, protocol: Protocol) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 from mtrl.figures import new_figure
 
 HERE = Path(__file__).parent
-RECIPES = {"first recipe": (100, 101), "mt10_fast": (102, 103)}
+RECIPES = {"first recipe": (100, 101), "second recipe": (102, 103), "mt10_fast": (104, 105)}
 # Read off the published curves of BRC (Nauman et al. 2025, arXiv 2505.23150): one agent for 50 tasks, 5 seeds,
 # mean over the tasks of MT10.
 BRC = {50_000: 0.30, 100_000: 0.70, 150_000: 0.89, 200_000: 0.92, 300_000: 0.98}
@@ -36,7 +36,7 @@ def around(steps: int, run: Run) -> float | None:
 def draw() -> None:
     figure = new_figure(11, 3.8)
     by_steps, by_minutes = figure.subplots(1, 2, sharey=True)
-    for color, (recipe, seeds) in zip(("C7", "C0"), RECIPES.items(), strict=True):
+    for color, (recipe, seeds) in zip(("C7", "C1", "C0"), RECIPES.items(), strict=True):
         runs = [load(seed) for seed in seeds]
         at_once = list(zip(*runs, strict=False))
         success = [mean(line["mean_success"] for line in lines) for lines in at_once]
@@ -128,7 +128,7 @@ def print_averaging(after: int = 1500) -> None:
     kinds = list(dict.fromkeys(line["weights"] for line in lines))
     row("seed", *kinds)
     row("---", *["---:"] * len(kinds))
-    for seed in RECIPES["mt10_fast"]:
+    for seed in RECIPES["second recipe"]:
         own = [line for line in lines if line["seed"] == str(seed) and int(line["updates"]) >= after]
         means = [mean(float(line["success"]) for line in own if line["weights"] == kind) for kind in kinds]
         row(seed, *(f"{x:.2f}" for x in means))
