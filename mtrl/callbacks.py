@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import time
 from collections import deque
@@ -277,8 +278,8 @@ class EvaluationCallback(TrainerCallback):
 class CheckpointCallback(TrainerCallback):
     """Saves at the start and every so many minutes, and stops with a checkpoint when the system asks.
 
-    The first SIGINT, SIGTERM or SIGUSR1 (pre-emption) ends the loop after the current step; a SIGINT
-    after it is Python's own.
+    The first SIGINT, SIGTERM, SIGUSR1 (pre-emption) or SIGHUP (the terminal is gone; not under nohup) ends
+    the loop after the current step; a SIGINT after it is Python's own.
 
     Args:
         minutes: between checkpoints, fractions allowed; 0 is only at the start and the end.
@@ -293,8 +294,9 @@ class CheckpointCallback(TrainerCallback):
         self._last = 0.0
 
     def _on_training_start(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         if self.trainer.num_timesteps == 0:
             self.save()
         self._last = time.monotonic()
@@ -302,6 +304,8 @@ class CheckpointCallback(TrainerCallback):
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGHUP:
+            leave_terminal()
         # not print: a handler may run in the middle of one
         os.write(2, f"\nmtrl: {self.received}: stopping after this step; Ctrl-C stops at once\n".encode())
 
@@ -317,6 +321,15 @@ class CheckpointCallback(TrainerCallback):
     def close(self) -> None:
         while self._previous:
             signal.signal(*self._previous.popitem())
+
+
+def leave_terminal() -> None:
+    """Send what is still written to a terminal nowhere: where it is gone, a write would fail and end the run."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for standard in (1, 2):
+        if stat.S_ISCHR(os.fstat(standard).st_mode):
+            os.dup2(null, standard)
+    os.close(null)
 
 
 class ProgressCallback(TrainerCallback):

@@ -97,9 +97,57 @@ def test_an_interrupted_run_is_marked_has_a_policy_and_goes_on_by_resume(
 
 
 def test_signals_are_the_processs_own_again_after_training(tmp_path):
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    ours = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    before = [signal.getsignal(n) for n in ours]
     assert train(tmp_path / "run", "--total_steps_per_task=2") == 0
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+    assert [signal.getsignal(n) for n in ours] == before
+
+
+ON_A_TERMINAL = """
+import os, sys, time
+from pathlib import Path
+import pytest
+from tiny_runs import at_step, train
+
+os.close(os.open(os.ttyname(0), os.O_RDWR))  # a session's first process that opens a terminal is its owner
+
+def wait_for_its_end(trainer):
+    print("in the middle", flush=True)
+    while os.isatty(1):
+        time.sleep(0.01)
+
+at_step(pytest.MonkeyPatch(), 50, wait_for_its_end)
+sys.exit(train(Path(sys.argv[1])))
+"""
+
+
+def test_a_run_whose_terminal_is_closed_is_saved_and_marked_and_goes_on(tmp_path, undisturbed):
+    run = tmp_path / "run"
+    ours, theirs = os.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL, str(run)],
+        stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while b"in the middle" not in shown:
+        shown += os.read(ours, 4096)
+    os.close(ours)
+    assert child.wait(timeout=60) == 4
+    assert status(run).startswith("INTERRUPTED by SIGHUP at 51 steps per task")
+    assert train(run) == 0
+    assert written(run) == undisturbed
+
+
+def test_under_nohup_a_closed_terminal_changes_nothing(tmp_path, monkeypatch, undisturbed):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(monkeypatch, 50, send(signal.SIGHUP))
+        assert train(tmp_path / "run") == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert written(tmp_path / "run") == undisturbed
 
 
 def test_ctrl_c_twice_stops_at_once_and_the_newest_checkpoint_stands(
