@@ -44,13 +44,14 @@ def draw() -> None:
             (by_steps, lambda line: line["steps_per_task"]),
             (by_minutes, lambda line: line["seconds"] / 60),
         ):
-            for run in runs:
-                axes.plot([*map(axis, run)], [line["mean_success"] for line in run], color, lw=0.7, alpha=0.6)
+            for style, run in zip(("-", "--"), runs, strict=True):
+                each = [line["mean_success"] for line in run]
+                axes.plot([*map(axis, run)], each, color, ls=style, lw=0.7, alpha=0.6)
             label = f"{recipe}, mean of seeds {' and '.join(map(str, seeds))}"
             axes.plot([mean(map(axis, lines)) for lines in at_once], success, color, lw=2, label=label)
             axes.grid(alpha=0.3)
     by_steps.plot(list(BRC), list(BRC.values()), "C3o--", ms=4, label="BRC, published")
-    by_steps.set(xlabel="environment steps per task", ylabel="success, mean over ten tasks", ylim=(0, 1.02))
+    by_steps.set(xlabel="environment steps per task", ylabel="success, mean over ten tasks", ylim=(0, 1.04))
     by_minutes.set(xlabel="minutes of one core")
     by_steps.legend(fontsize=8)
     figure.savefig(HERE / "curves.png", dpi=110)
