@@ -138,7 +138,7 @@ class CriticConfig(NetworkConfig):
             atoms around it. Its gradient does not grow with the error, so no task with large rewards
             drowns the others; see :mod:`mtrl.categorical` for the sources.
         atoms, support: the number of atoms and v, the grid being even on [-v, v]. Values beyond are
-            cut off, so it wants rewards that are scaled to it (``reward_scale: return`` gives ±10).
+            cut off, so it wants rewards that are scaled to it (``reward_scale: return`` gives about ±10).
     """
 
     layer_norm: bool = True
@@ -202,7 +202,7 @@ class AgentConfig:
             ``ema``: divided before it is stored, by a moving average's standard deviation, as the
             older suites do: what lies in the buffer keeps the scale of its time;
             ``return``: the largest discounted return seen plus what entropy can add, over 10
-            (BRC, arXiv 2505.23150): all tasks' values then lie within ±10.
+            (BRC, arXiv 2505.23150): all tasks' values then lie in about ±10.
         ema_coefficient: of the moving average of ``ema``, per reward; results depend on it strongly
             (Kurin et al. 2022).
         target_clip: cut a task's Bellman targets to its largest reward so far over (1 − γ), both as
@@ -272,6 +272,14 @@ class OptimizerConfig:
 
     name: str = "unitary"
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for option in ("name", "num_tasks", "seed", "aggregator"):
+            if option in self.options:
+                raise ConfigError(
+                    f"optimizer.options.{option}: {self.options[option]!r} is not valid; the run sets it itself "
+                    "(`mtrl list optimizers` shows the options)"
+                )
 
 
 @dataclass(frozen=True)

@@ -98,11 +98,13 @@ class GuardCallback(TrainerCallback):
         reward = self.largest_reward.to(metrics["q"]) / metrics["reward_scale"]
         permitted = (reward + metrics["alpha"] * nats) / (1 - config.gamma)
         # values follow a shrinking temperature or a growing scale only slowly
-        self.permitted = permitted if self.permitted is None else torch.maximum(self.permitted, permitted)
+        seen = self.permitted  # on the CPU, if it comes from a checkpoint
+        self.permitted = permitted if seen is None else torch.maximum(seen.to(permitted), permitted)
         bound = (VALUE_MARGIN * self.permitted).clamp(min=SMALLEST_BOUND)
-        self._require(
-            metrics["q"].abs() <= bound, "critic: values are beyond what rewards and discount permit"
-        )
+        good = metrics["q"].abs() <= bound
+        if config.critic.loss == "squared":  # where critics differ in sign, their mean tells nothing
+            good &= metrics["critic_loss"] <= config.critic.ensemble * (2 * bound).square()
+        self._require(good, "critic: values are beyond what rewards and discount permit")
 
     def _watch_entropy(self, metrics: dict[str, Any]) -> None:
         agent = self.trainer.agent

@@ -131,7 +131,11 @@ class FusedKernels:
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Tensor:
         """``[T, B, n]`` → the same; statistics in float32 whatever the dtype."""
-        return _apply(_LayerNorm, x.flatten(0, -2), weight, bias, relu, _tape).view(x.shape)
+        if x.device.type == "cpu":
+            return _apply(_LayerNorm, x.flatten(0, -2), weight, bias, relu, _tape).view(x.shape)
+        # CUDA's takes no parameters of another dtype than the input
+        y = _apply(_LayerNorm, x.flatten(0, -2).to(weight.dtype), weight, bias, relu, _tape)
+        return y.to(x.dtype).view(x.shape)
 
 
 Kernels = PlainKernels | FusedKernels

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -180,7 +181,8 @@ class MTSAC:
 
         def method(name: str, stream: int) -> MultiTaskOptimizer:
             chosen = (options or {}) if name == optimizer else {}
-            return make_optimizer(name, num_tasks=T, seed=seed + stream, **chosen)
+            (own,) = np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)  # no neighbour's
+            return make_optimizer(name, num_tasks=T, seed=int(own >> 1), **chosen)
 
         critic_method = method(optimizer, 0)
         of_any_sign = "unitary" if critic_method.critic_only else optimizer
@@ -246,7 +248,8 @@ class MTSAC:
         """One step of critics, actor, temperatures, and the averages of weights (target, policy), in this order.
 
         Args:
-            batch: rewards as stored; ``[T, B, ·]``.
+            batch: rewards as stored; ``[T, B, ·]``. A task without rows has gradient zero in its private
+                parameters; what Adam remembers still moves them.
             noise: None draws it.
             diagnose: also return the tasks' gradients' Gramians and what was made of them.
 
@@ -328,7 +331,7 @@ class MTSAC:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`, bit for bit, in an agent of the same configuration (or another policy_tau)."""
+        """Go on from :meth:`state_dict`: bit for bit if configured the same, else with this agent's own settings."""
         state = {"averaged": state["actor"], **state}  # an average that only begins now begins at its actor
         with torch.no_grad():
             for name, parameters in self._parameters().items():
@@ -336,7 +339,10 @@ class MTSAC:
                     for key, tensor in tensors.items():
                         tensor.copy_(state[name][kind][key])
         for name, step in self.steps.items():
+            groups = [{k: v for k, v in group.items() if k != "params"} for group in step.param_groups]
             step.load_state_dict(state["steps"][name])
+            for group, own in zip(step.param_groups, groups, strict=True):
+                group.update(own)  # torch loads the learning rate and decay of the day it was saved
         for name, method in self.methods.items():
             method.load_state_dict(state["methods"][name])
         self.rewards.load_state_dict(state["rewards"])

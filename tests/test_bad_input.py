@@ -89,6 +89,14 @@ def memory(key: str) -> int:
             "train --config point --optimizer.name cagrad --optimizer.options.k 1",
             "has no option 'k': its options are",
         ),
+        (
+            "train --config point --optimizer.name rlw --optimizer.options.seed 5",
+            "optimizer.options.seed: 5 is not valid; the run sets it itself",
+        ),
+        (
+            "train --config point --optimizer.name torchjd:UPGrad --optimizer.options.aggregator Krum",
+            "optimizer.options.aggregator: 'Krum' is not valid",
+        ),
         ("train --seed -1", "seed: -1 is not valid; it must be >= 0"),
         ("train --seed x", "seed: x is not valid; it must be a whole number"),
         ("train --seed", "seed: a value is missing"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
-from tiny_runs import status, train
+from tiny_runs import at_step, status, train
 
 from mtrl.config import ActorConfig, AgentConfig, CriticConfig
 from mtrl.replay import Batch, TaskReplay
@@ -54,6 +57,14 @@ def test_a_unitary_update_waits_for_nothing(reward_scale, precision):
         one.update(replay.sample(8))
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_run_on_the_gpu_goes_on_after_a_stop(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 80, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
+        assert train(run, "--device=cuda") == 4
+    assert train(run, "--device=cuda") == 0
 
 
 def test_a_run_on_the_gpu_ends_and_its_policy_loads_on_the_processor(tmp_path):

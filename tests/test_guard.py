@@ -48,6 +48,13 @@ def test_a_parameter_that_is_not_finite_ends_the_run_within_a_log_interval(
     assert not (tmp_path / "run" / "policy.safetensors").exists()
 
 
+@pytest.mark.parametrize("network", ["critic", "actor", "temperature"])
+def test_a_parameter_spoilt_just_before_a_look_is_named_by_its_network(tmp_path, monkeypatch, capfd, network):
+    at_step(monkeypatch, 79, spoil(network, float("nan")))  # the look is at 80, the update was before
+    assert train(tmp_path / "run") == 3
+    assert f"diverged: {network}: a parameter is not finite, at step 80 per task" in capfd.readouterr().err
+
+
 def test_a_learning_rate_that_explodes_is_named_with_network_tasks_and_evidence(tmp_path, capfd):
     run = tmp_path / "run"
     assert train(run, "--agent.critic.learning_rate=1e9") == 3
@@ -59,12 +66,13 @@ def test_a_learning_rate_that_explodes_is_named_with_network_tasks_and_evidence(
     assert {"critic_loss", "actor_loss", "q", "gramian_critic"} <= evidence.keys()
 
 
-def test_values_beyond_what_rewards_and_discount_permit_end_the_run(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("by", [(1e5, 1e5), (1e5, -1e5)])  # the second leaves the mean where it was
+def test_values_beyond_what_rewards_and_discount_permit_end_the_run(tmp_path, monkeypatch, capfd, by):
     def raise_values(trainer):
+        parameters = dict(trainer.agent.critic.tensors())
         with torch.no_grad():
-            for name, tensor in trainer.agent.critic.tensors():
-                if "output.bias" in name:
-                    tensor += 1e5
+            for number, amount in enumerate(by):
+                parameters[f"nets.{number}.output.bias"] += amount
 
     at_step(monkeypatch, 61, raise_values)
     assert train(tmp_path / "run") == 3

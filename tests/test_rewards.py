@@ -63,16 +63,15 @@ def test_the_return_bound_adds_what_entropy_can():
     assert scale.scale(torch.tensor([0.1, 0.3])).tolist() == pytest.approx([0.29, 0.37])
 
 
-def test_scaled_returns_lie_within_ten():
-    generator = torch.Generator().manual_seed(0)
-    rewards = torch.randn(300, 2, generator=generator) * torch.tensor([1.0, 1e3])
-    scale = ReturnBound(2, gamma=0.9)
-    running, largest = torch.zeros(2), torch.zeros(2)
-    for row in rewards:
-        scale.observe(row, NEVER)
-        running = 0.9 * running + row
-        largest = torch.maximum(largest, running.abs())
-    torch.testing.assert_close(largest / scale.scale(torch.zeros(2)), torch.full((2,), 10.0))
+def test_scaled_a_constant_rewards_value_exceeds_ten_by_what_lies_behind_the_time_limit():
+    # γ = ½ and rewards of 3 and 300. Task 0 ends every second step: its largest return is 3 + 1.5. Task 1
+    # never does. Bootstrapped at time limits, both values are r / (1 − γ).
+    scale = ReturnBound(2, gamma=0.5)
+    rewards = torch.tensor([3.0, 300.0])
+    for step in range(60):
+        scale.observe(rewards, torch.tensor([step % 2 == 1, False]))
+    values = rewards / scale.scale(torch.zeros(2)) / (1 - 0.5)
+    assert values.tolist() == pytest.approx([10 / (1 - 0.5**2), 10])
 
 
 @pytest.mark.parametrize("kind", ["none", "sigma", "return"])

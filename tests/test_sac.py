@@ -541,7 +541,7 @@ def test_padded_rows_change_nothing(make_agent, make_batch, optimizer):
             torch.testing.assert_close(everything(agents[0])[key], value, rtol=1e-3, atol=1e-5)
 
 
-def test_an_update_without_a_task_leaves_its_parameters_and_temperature(make_agent, make_batch):
+def test_a_first_update_without_a_task_leaves_its_parameters_and_temperature(make_agent, make_batch):
     for optimizer in ("unitary", "pcgrad"):
         agent = make_agent(task_input="heads", optimizer=optimizer)
         before = everything(agent)
@@ -613,6 +613,35 @@ def test_updates_a_saved_state_and_updates_are_all_updates_bit_for_bit(make_agen
     assert not torch.equal(
         stopped.actor.shared["net.hidden.0.weight"], resumed.actor.shared["net.hidden.0.weight"]
     )
+
+
+def test_an_agent_that_goes_on_from_anothers_state_keeps_its_own_learning_rate_and_decay(
+    make_agent, make_batch
+):
+    other = make_agent(critic={"learning_rate": 1e-3, "decay": "coupled"})
+    other.update(make_batch())
+    agent = make_agent(
+        critic={"learning_rate": 1e-5, "decay": "decoupled", "weight_decay": 0.5},
+        temperature={"learning_rate": 0.0625},
+    )
+    agent.load_state_dict(other.state_dict())
+    decayed, others = agent.steps["critic"].param_groups
+    assert (decayed["lr"], others["lr"], decayed["weight_decay"], others["weight_decay"]) == (
+        1e-5,
+        1e-5,
+        0.5,
+        0,
+    )
+    assert decayed["decoupled_weight_decay"]
+    assert agent.steps["temperature"].param_groups[0]["lr"] == 0.0625
+    remembered = [one.steps["critic"].state_dict()["state"] for one in (agent, other)]
+    assert_same(*({key: state[key]["exp_avg"] for key in state} for state in remembered))
+
+
+def test_no_method_draws_what_another_or_a_neighbouring_seeds_draws(make_agent):
+    agents = [make_agent(optimizer="rlw", seed=seed) for seed in range(5)]
+    seeds = [method.generator.initial_seed() for agent in agents for method in agent.methods.values()]
+    assert len(set(seeds)) == 15
 
 
 def test_the_critic_that_acts_as_target_is_a_copy(make_agent):

@@ -266,6 +266,12 @@ def cosines_of(gramian: Array) -> tuple[Array, Array]:
     return norms, cosines
 
 
+def lifted(cosines: Array, ridge: float) -> Array:
+    """``C + x I``, positive definite: x is `ridge`, and more where rounding has left C ``[n, n]`` indefinite."""
+    shift = ridge + max(0.0, -np.linalg.eigvalsh(cosines)[0])
+    return cosines + shift * np.eye(len(cosines))
+
+
 class RowMethod(MultiTaskOptimizer):
     """A combination that no weights ``[T]`` can express, such as one that decides coordinate by
     coordinate.

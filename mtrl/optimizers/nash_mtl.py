@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from mtrl.optimizers.base import Array, HostSolver, cosines_of
+from mtrl.optimizers.base import Array, HostSolver, cosines_of, lifted
 
 RIDGE = 1e-9
 STEPS = 100  # far more than it takes: a handful, and about 20 where gradients oppose
@@ -44,8 +44,7 @@ class NashMTL(HostSolver):
         if not there.any():
             return np.full(n, 1 / n)
         norms, cosines = norms[there], cosines[np.ix_(there, there)]
-        shift = RIDGE + max(0.0, -np.linalg.eigvalsh(cosines)[0])  # rounding can leave it indefinite
-        bargain = bargain_of(cosines + shift * np.eye(len(norms)))
+        bargain = bargain_of(lifted(cosines, RIDGE))
         weights = np.zeros(n)
         if self.scale == "as_published":
             weights[there] = bargain / norms

@@ -43,7 +43,9 @@ class PCGrad(GramianMethod):
         if gramian.device.type == "cpu":  # numpy dispatches a small operation several times faster than torch
             weights = like(project(on_host(gramian), order.numpy()), gramian)
         else:  # elsewhere the same text runs on tensors: launches, but no wait for the device
-            weights = project(gramian.detach().double(), order.to(gramian.device)).to(gramian.dtype)
+            weights = project(gramian.detach().double(), order.to(gramian.device, non_blocking=True)).to(
+                gramian.dtype
+            )
         return weights if self.scale == "as_published" else weights / tasks
 
 

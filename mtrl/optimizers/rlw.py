@@ -38,4 +38,4 @@ class RLW(Scalarization):
         return self.weights_now(losses)
 
     def weights_now(self, reference: Tensor) -> Tensor:
-        return self.latest.to(reference)
+        return self.latest.to(reference, non_blocking=True)

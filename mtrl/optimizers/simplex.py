@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtrl.optimizers.base import Array, cosines_of
+from mtrl.optimizers.base import Array, cosines_of, lifted
 
 RIDGE = 1e-12  # on the cosines: makes the minimiser unique, equal tasks get equal weights
 ZERO = 1e-12  # a zero gradient counts as one of this norm, relative to the largest, orthogonal to all others
@@ -41,9 +41,7 @@ def _lift(gramian: Array) -> tuple[Array, Array]:
     norms, cosines = cosines_of(gramian)
     largest = norms.max()
     norms = np.where(norms > 0, norms, ZERO * largest if largest > 0 else 1.0)
-    shift = RIDGE + max(0.0, -np.linalg.eigvalsh(cosines)[0])  # rounding can leave it indefinite
-    cosines.flat[:: len(norms) + 1] += shift
-    return norms, cosines
+    return norms, lifted(cosines, RIDGE)
 
 
 def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tuple[Array, float]:
