@@ -5,7 +5,9 @@ All are Stable-Baselines3 callbacks of a :class:`mtrl.train.Trainer`.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import stat
 import sys
@@ -74,7 +76,8 @@ class TrainerCallback(BaseCallback):
 
     def say(self, text: str) -> None:
         """A line on standard error."""
-        print(f"mtrl: {text}", file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):
+            print(f"mtrl: {text}", file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume: plain values, arrays, tensors."""
@@ -240,19 +243,20 @@ class EvaluationCallback(TrainerCallback):
         self.best_success = -1.0
 
     def due(self) -> bool:
-        start = time.perf_counter()
+        start, seconds = time.perf_counter(), self.trainer.seconds["total"]
         scores = evaluate(self.trainer, self.envs, self.episodes, self.task_names)
         self.trainer.seconds["evaluation"] += time.perf_counter() - start
+        self.trainer.keep_time()  # a checkpoint of this step has both or neither
         self.last = self.steps_per_task, scores
         self.record("eval/mean_reward", scores.mean_return)
         self.record("eval/success_rate", scores.mean_success)
         self.record_tasks("eval_success", [s.success.mean() for s in scores.tasks.values()])
         self.record_tasks("eval_return", [s.returns.mean() for s in scores.tasks.values()])
         self.trainer.dump_logs()
-        self.on_scores(self.steps_per_task, self.trainer.seconds["total"], scores)
+        self.on_scores(self.steps_per_task, seconds, scores)
         if scores.mean_success > self.best_success:
             self.best_success = scores.mean_success
-            self.trainer.agent.policy.save(self.best)
+            self.trainer.save(self.best)
         return True
 
     def _on_training_end(self) -> None:
@@ -304,10 +308,9 @@ class CheckpointCallback(TrainerCallback):
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if number == signal.SIGHUP:
-            leave_terminal()
-        # not print: a handler may run in the middle of one
-        os.write(2, f"\nmtrl: {self.received}: stopping after this step; Ctrl-C stops at once\n".encode())
+        leave_lost_outputs(hung_up=number == signal.SIGHUP)
+        with contextlib.suppress(OSError):  # not print: a handler may run in the middle of one
+            os.write(2, f"\nmtrl: {self.received}: stopping after this step; Ctrl-C stops at once\n".encode())
 
     def due(self) -> bool:
         if self.received is not None:
@@ -323,11 +326,18 @@ class CheckpointCallback(TrainerCallback):
             signal.signal(*self._previous.popitem())
 
 
-def leave_terminal() -> None:
-    """Send what is still written to a terminal nowhere: where it is gone, a write would fail and end the run."""
+def leave_lost_outputs(hung_up: bool = False) -> None:
+    """Send standard output and error nowhere where nobody is behind them: a write would fail and end the run.
+
+    Args:
+        hung_up: whether terminals are gone; of a pipe it is known.
+    """
     null = os.open(os.devnull, os.O_WRONLY)
     for standard in (1, 2):
-        if stat.S_ISCHR(os.fstat(standard).st_mode):
+        poll = select.poll()
+        poll.register(standard, 0)
+        is_terminal = stat.S_ISCHR(os.fstat(standard).st_mode)
+        if (is_terminal and hung_up) or any(event & select.POLLERR for _, event in poll.poll(0)):
             os.dup2(null, standard)
     os.close(null)
 

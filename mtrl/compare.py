@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ class Curve:
         success: ``[n, T]`` by task.
     """
 
-    label: str
     path: Path
     protocol: str
     status: str
@@ -40,13 +40,16 @@ class Curve:
     minutes: Array
     success: Array
 
-    def until(self, steps: float) -> Curve:
-        """The evaluations up to a number of steps per task."""
-        n = int((self.steps <= steps).sum())
-        return Curve(
-            self.label, self.path, self.protocol, self.status, self.task_names,
-            self.steps[:n], self.minutes[:n], self.success[:n],
-        )  # fmt: skip
+    @property
+    def folder(self) -> Path:
+        """Where the seeds of one label lie: the folder above ``seed<n>``, or the run's own."""
+        path = self.path.resolve()
+        return path.parent if path.name.startswith("seed") else path
+
+    def at(self, steps: Array) -> Curve:
+        """The evaluations at these steps per task."""
+        kept = np.isin(self.steps, steps)
+        return replace(self, steps=self.steps[kept], minutes=self.minutes[kept], success=self.success[kept])
 
     def statistics(self) -> dict[str, float]:
         """One number per way to score a run's mean success over tasks.
@@ -73,7 +76,6 @@ def read_curve(path: str | Path) -> Curve:
         lines = [json.loads(line) for line in run.evaluations.read_text().splitlines()]
         tasks = tuple(lines[0]["tasks"])
         return Curve(
-            label=run.path.absolute().parent.name if run.path.name.startswith("seed") else run.path.name,
             path=run.path,
             protocol=meta["protocol"]["name"],
             status=run.status,
@@ -106,13 +108,44 @@ def read_conflict(path: str | Path) -> dict[str, Array]:
         raise ConfigError(f"run: {path} has no conflict measurement that can be read") from None
 
 
+def mean_conflict(paths: Sequence[str | Path]) -> dict[str, Array]:
+    """:func:`read_conflict` of several runs, averaged."""
+    found = [read_conflict(path) for path in paths]
+    return {network: np.nanmean([one[network] for one in found], axis=0) for network in found[0]}
+
+
 def group(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
-    """Runs by label, cut to the steps that the shortest reached: as many looks for all."""
-    shared = min(curve.steps[-1] for curve in curves)
+    """Runs by label, each with the evaluations at the steps that all have: as many looks for all.
+
+    A label is the name of the folder that seeds lie in, with as much of its path before it as tells it from
+    the others.
+
+    Raises:
+        ConfigError: runs of different tasks, or without a common step.
+    """
+    first, *others = curves
+    for other in others:
+        if other.task_names != first.task_names:
+            raise ConfigError(f"run: {other.path} has other tasks than {first.path}")
+    shared = reduce(np.intersect1d, [curve.steps for curve in curves])
+    if not len(shared):
+        paths = ", ".join(str(curve.path) for curve in curves)
+        raise ConfigError(f"run: {paths} have no evaluation at the same number of steps per task")
+    names = labels({curve.folder for curve in curves})
     groups: dict[str, list[Curve]] = {}
     for curve in curves:
-        groups.setdefault(curve.label, []).append(curve.until(shared))
+        groups.setdefault(names[curve.folder], []).append(curve.at(shared))
     return groups
+
+
+def labels(folders: Collection[Path]) -> dict[Path, str]:
+    """The shortest ends of the paths that differ, of equal length."""
+    longest = max(len(folder.parts) for folder in folders)
+    for length in range(1, longest + 1):
+        names = {folder: str(Path(*folder.parts[-length:])) for folder in folders}
+        if len(set(names.values())) == len(names):
+            break
+    return names
 
 
 def warnings(curves: Sequence[Curve]) -> list[str]:
@@ -120,8 +153,6 @@ def warnings(curves: Sequence[Curve]) -> list[str]:
     found = []
     if len(protocols := sorted({curve.protocol for curve in curves})) > 1:
         found.append(f"the runs follow different protocols: {', '.join(protocols)}")
-    if len({curve.task_names for curve in curves}) > 1:
-        found.append("the runs have different tasks")
     found += [f"{c.path} is marked {c.status}" for c in curves if not c.status.startswith("DONE")]
     return found
 

@@ -29,9 +29,11 @@ def _check(condition: bool, key: str, value: object, valid: str) -> None:
         raise ConfigError(f"{key}: {value!r} is not valid; it must be {valid}")
 
 
-def _check_choices(config: object) -> None:
-    """Raise unless every field that lists its values has one of them."""
+def _check_fields(config: object) -> None:
+    """Raise unless every field that lists its values has one of them, and every number is finite."""
     for key, hint in get_type_hints(type(config)).items():
+        value = getattr(config, key)
+        _check(not isinstance(value, float) or math.isfinite(value), key, value, "a finite number")
         if get_origin(hint) is Literal:
             _check(
                 getattr(config, key) in get_args(hint), key, getattr(config, key), f"one of {get_args(hint)}"
@@ -77,7 +79,7 @@ class NetworkConfig:
     max_grad_norm: float | None = None
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_fields(self)
         object.__setattr__(self, "hidden", tuple(self.hidden))
         _check(all(width > 0 for width in self.hidden), "hidden", self.hidden, "a list of positive widths")
         _check(self.blocks >= 0, "blocks", self.blocks, ">= 0")
@@ -178,7 +180,7 @@ class TemperatureConfig:
     combine: bool = False
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_fields(self)
         _check(self.initial > 0, "initial", self.initial, "> 0")
         _check(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "> 0 and finite")
 
@@ -232,7 +234,7 @@ class AgentConfig:
     kernels: Literal["auto", "plain", "torch", "onednn"] = "auto"
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_fields(self)
         _check(0 <= self.gamma < 1, "agent.gamma", self.gamma, "in [0, 1)")
         _check(0 < self.tau <= 1, "agent.tau", self.tau, "in (0, 1]")
         _check(0 < self.policy_tau <= 1, "agent.policy_tau", self.policy_tau, "in (0, 1]")
@@ -257,7 +259,7 @@ class ReplayConfig:
     sampling: Literal["balanced", "uniform"] = "balanced"
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_fields(self)
         _check(self.capacity >= 1, "replay.capacity", self.capacity, ">= 1")
         _check(self.batch_size >= 1, "replay.batch_size", self.batch_size, ">= 1")
         _check(
@@ -291,7 +293,7 @@ class TrainConfig:
             ``protocol.goal_seed`` is set) goals.
         total_steps_per_task: environment steps of each task.
         run_dir: where to write; None is ``runs/<suite>/<label>/seed<seed>``.
-        label: the run's name in that path; None is the config's name, or the optimizer's.
+        label: the run's name in that path; None is the optimizer's name.
         device: ``cpu``, ``cuda`` or ``auto``.
         threads: of the learner; ``auto`` is the cores this process may use.
         workers: processes that step the environments, 0 is in process, ``auto`` by cores.
@@ -327,7 +329,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_fields(self)
         for key, low in {
             "seed": 0, "total_steps_per_task": 1, "warmup_steps": 1, "warmup_updates": 0, "updates_per_step": 1,
             "eval_every": 0, "eval_episodes": 1, "log_every": 1, "checkpoint_every": 0, "diagnostics_every": 0,

@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from mtrl.config import ConfigError
+
 if TYPE_CHECKING:
     from mtrl.compare import Curve
 
@@ -22,6 +24,18 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure((width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_figure(figure: Figure, path: str, **options: Any) -> None:
+    """``figure.savefig``.
+
+    Raises:
+        ConfigError: the place cannot be written, or the format is none.
+    """
+    try:
+        figure.savefig(path, **options)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from None
 
 
 def cosine_figure(panels: Mapping[str, Array], task_names: Sequence[str]) -> Figure:
@@ -67,9 +81,9 @@ def curves_figure(
     return figure
 
 
-def tasks_figure(curves: Sequence[Curve]) -> Figure:
-    """One small panel per task: success against steps, a line per run."""
-    names = curves[0].task_names
+def tasks_figure(groups: Mapping[str, Sequence[Curve]]) -> Figure:
+    """One small panel per task: success against steps, a line per run, a colour per label."""
+    names = next(iter(groups.values()))[0].task_names
     columns = 5
     rows = -(-len(names) // columns)
     figure = new_figure(2.3 * columns, 1.8 * rows)
@@ -78,8 +92,9 @@ def tasks_figure(curves: Sequence[Curve]) -> Figure:
         if t >= len(names):
             axes.set_visible(False)
             continue
-        for number, curve in enumerate(curves):
-            axes.plot(curve.steps, curve.success[:, t], color=f"C{number}", label=curve.label)
+        for number, (label, curves) in enumerate(groups.items()):
+            lines = [axes.plot(c.steps, c.success[:, t], color=f"C{number}")[0] for c in curves]
+            lines[0].set_label(label)
         axes.set_title(names[t], fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -87,8 +102,8 @@ def tasks_figure(curves: Sequence[Curve]) -> Figure:
         axes.grid(alpha=0.3)
     figure.supxlabel("environment steps per task")
     figure.supylabel("success")
-    if len(curves) > 1:
+    if len(groups) > 1:
         figure.legend(
-            *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(curves)
+            *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(groups)
         )
     return figure

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mtrl.config import ConfigError
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 class Batch(NamedTuple):
@@ -167,8 +170,10 @@ def free_memory(device: torch.device) -> int:
             available = next((line for line in file if line.startswith("MemAvailable")), None)
         if available:
             free = int(available.split()[1]) * 1024
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            free = min(free, int(limit.read()) - int(used.read()))
+        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        # files that were read or written count as used until the memory is wanted
+        free = min(free, limit - used + int(statistics["inactive_file"]))
     except (OSError, ValueError):
         pass  # no Linux, or no limit: what sysconf says stands
     return free

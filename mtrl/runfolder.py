@@ -35,7 +35,7 @@ from typing import IO, Any
 import torch
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
-from mtrl.checkpoint import Checkpoints
+from mtrl.checkpoint import CheckpointError, Checkpoints
 from mtrl.config import ConfigError
 from mtrl.files import sync, write_synced
 
@@ -75,7 +75,8 @@ class RunFolder:
         ours = {".lock", self.meta.name, self._status.name}  # of a start that was killed
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if any(path.name.removesuffix(".tmp") not in ours for path in self.path.iterdir()):
+            foreign = any(path.name.removesuffix(".tmp") not in ours for path in self.path.iterdir())
+            if foreign and not self.exists:
                 raise ConfigError(
                     f"run_dir: {self.path} exists and is no run of mtrl; choose another --run_dir"
                 )
@@ -130,9 +131,19 @@ class RunFolder:
                 os.truncate(path, size)
 
     def clear(self) -> None:
-        """Remove what a run wrote that was killed before its first checkpoint."""
-        for path in (*self._logs(), self.last, self.best, *self._events()):
-            path.unlink(missing_ok=True)
+        """Remove what a run wrote that was killed before its first checkpoint.
+
+        Raises:
+            CheckpointError: it has results, so a checkpoint was there and is lost.
+        """
+        results = [path.name for path in (*self._logs(), self.last, self.best) if path.exists()]
+        if results:
+            raise CheckpointError(
+                f"{self.checkpoints.folder}: there is no checkpoint to go on from, and the run has results "
+                f"({', '.join(results)}); nothing was changed: choose another --seed, --label or --run_dir"
+            )
+        for path in self._events():
+            path.unlink()
 
     def _logs(self) -> tuple[Path, ...]:
         return self.progress, self.evaluations, self.conflicts
@@ -204,6 +215,8 @@ class CsvWriter(KVWriter):
             for k, v in key_values.items()
             if isinstance(v, (int, float)) and "csv" not in (key_excluded[k] or ())
         }
+        if len(row) == 1:  # what was recorded is for TensorBoard alone
+            return
         new = [k for k in row if k not in self.columns]
         if new:
             self._widen(new)

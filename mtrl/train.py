@@ -50,6 +50,7 @@ class Trainer:
         self.between_updates: Callable[[], bool] = lambda: True
         self.metrics: dict[str, Any] = {}
         self.seconds = {"env": 0.0, "update": 0.0, "evaluation": 0.0, "total": 0.0}
+        self.began = time.perf_counter()  # where the clock of "total" had 0, stops left out
         self.observations: npt.NDArray[Any] | None = None
 
     def learn(
@@ -63,13 +64,13 @@ class Trainer:
         callback.on_training_start(locals(), globals())
         callback.on_rollout_start()
         clock = time.perf_counter
-        start, before = clock(), self.seconds["total"]
+        self.began = clock() - self.seconds["total"]
         while self.num_timesteps < total_timesteps:
             obs = torch.as_tensor(self.observations)
             warm = self.num_timesteps >= self.warmup_steps * self.envs.num_envs
             if warm and self.num_updates < self.warmup_updates:  # the burst; before anything is drawn
                 self._update(1)
-                self.seconds["total"] = before + clock() - start
+                self.keep_time()
                 if not self.between_updates():
                     break
                 continue
@@ -84,13 +85,17 @@ class Trainer:
             self._remember(obs, actions, rewards, new_obs, dones, infos)
             self.observations = new_obs
             self.num_timesteps += self.envs.num_envs
-            self.seconds["total"] = before + clock() - start
+            self.keep_time()
             callback.update_locals(locals())
             if not callback.on_step():
                 break
         callback.on_rollout_end()
         callback.on_training_end()
         return self
+
+    def keep_time(self) -> None:
+        """Bring ``seconds["total"]`` up to now."""
+        self.seconds["total"] = time.perf_counter() - self.began
 
     def _update(self, times: int) -> None:
         start = time.perf_counter()
@@ -155,8 +160,10 @@ class Trainer:
         """There is none: rewards are scaled when sampled."""
 
     def save(self, path: str | Path) -> None:
-        """The policy, as ``<path>.safetensors`` whatever suffix Stable-Baselines3's callbacks give."""
-        self.agent.policy.save(str(path).removesuffix(".zip") + ".safetensors")
+        """The policy, as ``<path>.safetensors`` whatever suffix Stable-Baselines3's callbacks give, and its step."""
+        policy = self.agent.policy
+        policy.info["steps_per_task"] = self.num_timesteps // self.envs.num_envs
+        policy.save(str(path).removesuffix(".zip").removesuffix(".safetensors") + ".safetensors")
 
     def save_replay_buffer(self, path: str | Path) -> None:
         torch.save(self.replay_buffer.state_dict(), path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ import yaml
 from tiny_runs import POINT, at_step, status, train, written
 
 from mtrl import cli
+from mtrl.commands import train as train_command
+from mtrl.evaluate import evaluate
 
 METAWORLD = [
     "--protocol.suite=custom", "--protocol.tasks=[reach-v3, drawer-open-v3]", "--threads=1",
@@ -261,6 +265,125 @@ def test_a_second_process_on_a_folder_is_refused_and_disturbs_nothing(tmp_path, 
     assert train(run) == 0
     assert second[0].returncode == 2
     assert second[0].stderr == f"mtrl: run_dir: another process is training in {run}\n"
+    assert written(run) == undisturbed
+
+
+def test_of_two_commands_that_start_together_the_slower_is_refused_and_disturbs_nothing(
+    tmp_path, monkeypatch, capfd, undisturbed
+):
+    run, build = tmp_path / "run", train_command.build
+
+    def slowly(*arguments):
+        built = build(*arguments)
+        with monkeypatch.context() as patch:
+            patch.setattr(train_command, "build", build)
+            assert train(run) == 0
+        return built
+
+    monkeypatch.setattr(train_command, "build", slowly)
+    assert train(run) == 2
+    assert "got a run of another process meanwhile" in capfd.readouterr().err
+    assert written(run) == undisturbed
+
+
+def test_a_run_whose_checkpoint_was_lost_keeps_its_results(tmp_path, monkeypatch, capfd):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 70, send(signal.SIGTERM))
+        assert train(run) == 4
+    shutil.rmtree(run / "checkpoint")
+    before = {path: path.read_bytes() for path in run.iterdir() if path.name != "meta.json"}
+    capfd.readouterr()
+    assert train(run) == 2
+    line = capfd.readouterr().err
+    assert "no checkpoint to go on from, and the run has results (progress.csv, eval.jsonl" in line
+    assert {path: path.read_bytes() for path in before} == before
+
+
+INTO_A_PIPE = """
+import os, select, signal, sys
+from pathlib import Path
+import pytest
+from tiny_runs import at_step, train
+
+def wait_for_its_end(trainer):
+    print("in the middle", flush=True)
+    poll = select.poll()
+    poll.register(1, 0)
+    assert poll.poll(30_000)
+    os.kill(os.getpid(), signal.SIGINT)
+
+at_step(pytest.MonkeyPatch(), 50, wait_for_its_end)
+sys.exit(train(Path(sys.argv[1])))
+"""
+
+
+def test_ctrl_c_that_also_ends_what_reads_the_output_saves_and_marks_the_run(tmp_path, undisturbed):
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", INTO_A_PIPE, str(run)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        while b"in the middle" not in child.stdout.readline():
+            pass
+        child.stdout.close()
+        assert child.wait(timeout=60) == 4
+    assert status(run).startswith("INTERRUPTED by SIGINT at 51 steps per task")
+    assert train(run) == 0
+    assert written(run) == undisturbed
+
+
+def test_the_policy_of_a_run_that_failed_is_its_newest_checkpoints(tmp_path, monkeypatch, capfd):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 50, send(signal.SIGTERM))
+        assert train(run) == 4
+
+    def fail(trainer):
+        raise OSError("no more")
+
+    at_step(monkeypatch, 90, fail)
+    assert train(run, "--checkpoint_every=0.0001", "--allow_changes") == 1
+    capfd.readouterr()
+    assert cli.main(["evaluate", str(run), "--episodes=1", "--json=-"]) == 0
+    assert json.loads(capfd.readouterr().out)["steps_per_task"] == 90
+
+
+def test_a_stop_behind_an_evaluation_loses_none_of_its_time(tmp_path, monkeypatch):
+    def slowly(*arguments):
+        time.sleep(0.5)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr("mtrl.callbacks.evaluate", slowly)
+    with monkeypatch.context() as patch:
+        at_step(patch, 59, send(signal.SIGTERM))
+        assert train(tmp_path / "run") == 4
+    assert train(tmp_path / "run") == 0
+    with (tmp_path / "run" / "progress.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["time/fps"]]
+    assert [row["timesteps"] for row in rows] == [str(5 * step) for step in range(20, 121, 20)]
+    assert all(float(row["time/fps"]) > 0 and float(row["time/other_ms"]) > 0 for row in rows)
+    assert float(rows[-1]["time/seconds"]) > 0.5
+
+
+def test_a_checkpoint_that_the_system_does_not_let_be_read_is_not_called_unfit(
+    tmp_path, monkeypatch, capfd, undisturbed
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 50, send(signal.SIGTERM))
+        assert train(run) == 4
+
+    def fail(self, state):
+        raise OSError("no more processes")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtrl.train.Trainer.load_state_dict", fail)
+        assert train(run) == 1
+    assert "no more processes; the newest checkpoint is of step 51" in capfd.readouterr().err
+    assert train(run) == 0
     assert written(run) == undisturbed
 
 

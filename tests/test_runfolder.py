@@ -65,7 +65,8 @@ def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_old_one_and_the_run_can_
     assert "No space left on device" in error
     assert "the newest checkpoint is of step 70 per task: the same command goes on from it" in error
     assert "Traceback" not in error
-    assert cli.main(["evaluate", str(run)]) == 2  # no policy yet, said in a line
+    assert cli.main(["evaluate", str(run), "--json=-"]) == 0
+    assert json.loads(capfd.readouterr().out)["steps_per_task"] == 70
     (disk / "filler").unlink()
     assert train(run, "--checkpoint_every=0.0001", "--log_every=120", "--diagnostics_every=0") == 0
     assert (run / "policy.safetensors").read_bytes() == undisturbed["policy"]

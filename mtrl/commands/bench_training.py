@@ -121,7 +121,7 @@ def loop_overhead(arguments: Sequence[str]) -> Ratio:
             rows = [row for row in csv.DictReader(file) if row["time/update_ms"]]
     parts = [(float(row["time/env_ms"]) + float(row["time/update_ms"])) / 1e3 for row in rows]
     wall = [part + float(row["time/other_ms"]) / 1e3 for part, row in zip(parts, rows, strict=True)]
-    ratio = ratio_of(wall, parts)
+    ratio = ratio_of(wall, parts)  # noisy or not by the wall clock: the little above 1 would nearly always be
     low, high = ratio.spread
     return Ratio(None if ratio.value is None else ratio.value - 1, (low - 1, high - 1), ratio.parts_ms)
 
@@ -136,8 +136,12 @@ def memory_of_run(arguments: Sequence[str]) -> Ratio:
             [sys.executable, "-m", __name__, folder, *arguments],
             stdout=subprocess.PIPE,
             text=True,
-            check=True,
+            check=False,
         )
+    if done.returncode == INTERRUPTED:
+        raise KeyboardInterrupt
+    if done.returncode != 0:
+        raise RuntimeError(f"the run with a full replay ended with code {done.returncode}")
     gigabytes = float(done.stdout.split()[-1])
     return Ratio(gigabytes, (gigabytes, gigabytes), None)
 
@@ -164,7 +168,9 @@ def train_filled(folder: str, arguments: Sequence[str]) -> None:
     run = RunFolder(f"{folder}/run")
     try:
         run.start(request.text, {})
-        Session(trainer, envs, request, run).train([])
+        code = Session(trainer, envs, request, run).train([])
+        if code != 0:
+            sys.exit(code)
     finally:
         trainer.envs.close()
         envs.close()

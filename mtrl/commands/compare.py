@@ -9,9 +9,8 @@ from rich.table import Table
 
 from mtrl.commands.parser import Parser
 from mtrl.commands.tables import interval, report_json
-from mtrl.compare import STATISTICS, group, read_conflict, read_curve, summarise, warnings
-from mtrl.config import ConfigError
-from mtrl.figures import cosine_figure, curves_figure, tasks_figure
+from mtrl.compare import STATISTICS, group, mean_conflict, read_curve, summarise, warnings
+from mtrl.figures import cosine_figure, curves_figure, save_figure, tasks_figure
 
 
 def main(arguments: list[str]) -> int:
@@ -33,34 +32,28 @@ def main(arguments: list[str]) -> int:
     groups = group(curves)
     for text in warnings(curves):
         print(f"mtrl: warning: {text}", file=sys.stderr)
-    try:
-        if args.figure:
-            curves_figure(groups, args.against).savefig(args.figure, dpi=130, bbox_inches="tight")
-        if args.tasks_figure:
-            tasks_figure([curve for curves in groups.values() for curve in curves]).savefig(
-                args.tasks_figure, dpi=110
-            )
-        if args.conflict_figure:
-            panels = {
-                f"{curve.label}, {network}": cosines
-                for curve in curves
-                for network, cosines in read_conflict(curve.path).items()
-            }
-            cosine_figure(panels, curves[0].task_names).savefig(
-                args.conflict_figure, dpi=100, bbox_inches="tight"
-            )
-        summary = summarise(groups)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot be written: {error}") from None
+    if args.figure:
+        save_figure(curves_figure(groups, args.against), args.figure, dpi=130, bbox_inches="tight")
+    if args.tasks_figure:
+        save_figure(tasks_figure(groups), args.tasks_figure, dpi=110)
+    if args.conflict_figure:
+        panels = {
+            f"{label}, {network}": cosines
+            for label, seeds in groups.items()
+            for network, cosines in mean_conflict([curve.path for curve in seeds]).items()
+        }
+        names = curves[0].task_names
+        save_figure(cosine_figure(panels, names), args.conflict_figure, dpi=100, bbox_inches="tight")
+    summary = summarise(groups)
     if report_json(summary, args.json):
         return 0
-    steps = min(curve.steps[-1] for curve in curves)
+    steps = next(iter(groups.values()))[0].steps
     table = Table(
         "label",
         "seeds",
         *STATISTICS,
         "better than first",
-        title=f"mean success over tasks, up to {steps:.0f} steps per task",
+        title=f"mean success over tasks, {len(steps)} evaluations up to {steps[-1]:.0f} steps per task",
     )
     for label, row in summary.items():
         cells = [

@@ -23,7 +23,9 @@ def main(arguments: list[str]) -> int:
         "--checkpoint", choices=["best", "last"], default="last", help="which policy of a run"
     )
     parser.add_argument(
-        "--episodes", type=int, help="per task; default: every goal of the run's protocol once"
+        "--episodes",
+        type=int,
+        help="per task, each from another goal; default: every goal of the run's protocol",
     )
     parser.add_argument("--json", type=str, help="write the scores to this file, or - for standard output")
     parser.add_argument("--seed", type=int, help="draw other goals than the run's")
@@ -56,6 +58,11 @@ def main(arguments: list[str]) -> int:
     if policy.task_names != protocol.task_names:
         raise PolicyError(f"{args.run}: its tasks are not those of its protocol")
     goals = 1 if protocol.goals == "fixed" else protocol.num_goals
+    if args.episodes is not None and args.episodes > goals:
+        raise ConfigError(
+            f"episodes: {args.episodes} is not valid; it must be <= {goals}, the goals of each task in "
+            f"{protocol.name}: the policy is deterministic, so a goal's second episode repeats the first"
+        )
     envs = make_suite(
         protocol, seed=seed, workers="auto" if args.workers == "auto" else int(args.workers), evaluation=True
     )
@@ -66,10 +73,15 @@ def main(arguments: list[str]) -> int:
 
     goal_seed = seed if protocol.goal_seed is None else protocol.goal_seed
     described = {**protocol.to_dict(), "name": protocol.name, "goal_seed": goal_seed}
-    result = {"protocol": described, "checkpoint": args.checkpoint, "run_status": status, **scores.to_dict()}
+    steps = policy.info.get("steps_per_task")  # files of before it was written have none
+    result = {
+        "protocol": described, "checkpoint": args.checkpoint, "run_status": status, "steps_per_task": steps,
+        **scores.to_dict(),
+    }  # fmt: skip
     if report_json(result, args.json):
         return 0
-    title = f"{args.run} ({args.checkpoint}, {protocol.name})"
+    at = "" if steps is None else f" at {steps} steps per task"
+    title = f"{args.run} ({args.checkpoint}{at}, {protocol.name})"
     console = Console()
     console.print(scores_table(scores, title))
     if goals == 1:

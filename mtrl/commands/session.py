@@ -23,6 +23,7 @@ from mtrl.callbacks import (
     LogCallback,
     ProgressCallback,
     TrainerCallback,
+    leave_lost_outputs,
 )  # fmt: skip
 from mtrl.checkpoint import CheckpointError, generators_state, set_generators_state, with_arrays
 from mtrl.commands.parser import Request, flat_items, one_line
@@ -134,7 +135,7 @@ class Session:
         return True
 
     def save(self) -> None:
-        """A checkpoint of everything."""
+        """A checkpoint of everything, and behind it the policy as it is now."""
         self.guard.check_now()
         for output in self.trainer.logger.output_formats:
             if isinstance(output, TensorBoardOutputFormat) and output.writer is not None:
@@ -148,6 +149,8 @@ class Session:
         }
         steps = self.trainer.num_timesteps // len(self.protocol.task_names)
         self.run.checkpoints.save(steps, state, self.trainer.replay_buffer)
+        if steps > 0:
+            self.trainer.save(self.run.last)
 
     def _restore(self, changes: list[str]) -> None:
         """Go on from the newest complete checkpoint; without any, from the start."""
@@ -158,6 +161,8 @@ class Session:
         else:
             try:
                 self._load_state(state)
+            except (OSError, MemoryError, WorkerDiedError):  # it is not the checkpoint's fault
+                raise
             except Exception as error:  # whatever a state makes of a run that it is not of
                 raise CheckpointError(
                     f"{run.checkpoints.folder}: the checkpoint does not fit this run "
@@ -184,7 +189,7 @@ class Session:
 
     def _finish(self) -> int:
         run, trainer = self.run, self.trainer
-        trainer.agent.policy.save(run.last)
+        leave_lost_outputs()  # a Ctrl-C ends what reads them as well
         steps = trainer.num_timesteps // len(self.protocol.task_names)
         if steps < self.config.total_steps_per_task:
             trainer.logger.close()

@@ -29,8 +29,9 @@ def main(arguments: list[str]) -> int:
     request = settle(request, run.config, device)
     config = request.config
     changes: list[str] = []
+    goes_on = run.exists  # asked once: another process may start this run while ours is built
     try:
-        if run.exists:
+        if goes_on:
             run.lock()
             if run.status.startswith("DONE") and request.resume:
                 print(f"{run.path} is finished already; nothing to do")
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
         torch.set_num_threads(choose_threads(config.threads))
         trainer, envs = build(config, protocol, device)
         try:
-            if not run.exists:
+            if not goes_on:
                 run.start(request.text, describe_run({**protocol.to_dict(), "name": protocol.name}, device))
             return Session(trainer, envs, request, run).train(changes)
         finally:
@@ -109,11 +110,12 @@ def require_memory(
     agent, free = config.agent, free_memory(device)
     task = num_tasks if agent.task_input == "one_hot" else agent.embedding_dim
     rows = num_tasks * config.replay.batch_size
+    atoms = 1 if agent.critic.loss == "squared" else agent.critic.atoms
     for key, network, inputs, outputs, count, copies in (
         ("actor", agent.actor, obs_dim + task, 2 * action_dim * num_tasks, 1, 4 + (agent.policy_tau < 1)),
-        ("critic", agent.critic, obs_dim + action_dim + task, num_tasks, agent.critic.ensemble, 5),
+        ("critic", agent.critic, obs_dim + action_dim + task, atoms * num_tasks, agent.critic.ensemble, 5),
     ):
-        widths = [inputs, *network.hidden, outputs]
+        widths = [inputs, *network.widths, outputs]
         weights = sum(a * b for a, b in itertools.pairwise(widths))
         needed = 4 * count * (copies * weights + rows * sum(widths))
         if needed > free:

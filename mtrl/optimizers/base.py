@@ -268,8 +268,9 @@ def cosines_of(gramian: Array) -> tuple[Array, Array]:
 
 def lifted(cosines: Array, ridge: float) -> Array:
     """``C + x I``, positive definite: x is `ridge`, and more where rounding has left C ``[n, n]`` indefinite."""
-    shift = ridge + max(0.0, -np.linalg.eigvalsh(cosines)[0])
-    return cosines + shift * np.eye(len(cosines))
+    shift = ridge + max(0.0, -float(np.linalg.eigvalsh(cosines)[0]))
+    result: Array = cosines + shift * np.eye(len(cosines))
+    return result
 
 
 class RowMethod(MultiTaskOptimizer):
