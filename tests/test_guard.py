@@ -137,7 +137,7 @@ def test_a_diverged_run_is_not_trained_again_as_it_is_and_evaluation_shows_the_m
 def test_no_checkpoint_is_ever_written_of_a_diverged_state(tmp_path, monkeypatch):
     run = tmp_path / "run"
     at_step(monkeypatch, 61, spoil("actor", float("nan")))
-    assert train(run, "--checkpoint_every=0.0001", "--log_every=120") == 3
+    assert train(run, "--checkpoint_every=1e-9", "--log_every=120") == 3
     steps = [int(path.stem.split("-")[1]) for path in (run / "checkpoint").glob("manifest-*.json")]
     assert max(steps) <= 61
 

@@ -15,7 +15,7 @@ from tiny_runs import POINT, train, train_in_child, written
 
 KILLS = 20
 INSIDE = range(0, KILLS, 4)  # kills that wait for a file that is being written
-ARGUMENTS = [*POINT, "--checkpoint_every=0.0001"]
+ARGUMENTS = [*POINT, "--checkpoint_every=1e-9"]
 
 
 @pytest.mark.timeout(900)  # a minute, but for machines that do much else beside

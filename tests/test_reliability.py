@@ -82,7 +82,7 @@ def test_resume_of_meta_world_is_exact_mid_episode_in_process_and_in_subprocesse
 
 
 def test_a_policys_bytes_do_not_depend_on_the_checkpoint_interval_or_the_place(tmp_path, undisturbed):
-    assert train(tmp_path / "often", "--checkpoint_every=0.0001") == 0
+    assert train(tmp_path / "often", "--checkpoint_every=1e-9") == 0
     assert written(tmp_path / "often") == undisturbed
 
 
@@ -173,7 +173,7 @@ def test_ctrl_c_twice_stops_at_once_and_the_newest_checkpoint_stands(
 
 def test_a_killed_worker_is_started_again_and_nothing_is_lost(tmp_path, monkeypatch, capfd, undisturbed):
     at_step(monkeypatch, 70, kill_worker)
-    assert train(tmp_path / "run", "--workers=2", "--checkpoint_every=0.0001") == 0
+    assert train(tmp_path / "run", "--workers=2", "--checkpoint_every=1e-9") == 0
     error = capfd.readouterr().err
     assert (
         "the worker process of point-reach, point-mirror, point-swap has died (exit code -9); started again"
@@ -345,7 +345,7 @@ def test_the_policy_of_a_run_that_failed_is_its_newest_checkpoints(tmp_path, mon
         raise OSError("no more")
 
     at_step(monkeypatch, 90, fail)
-    assert train(run, "--checkpoint_every=0.0001", "--allow_changes") == 1
+    assert train(run, "--checkpoint_every=1e-9", "--allow_changes") == 1
     capfd.readouterr()
     assert cli.main(["evaluate", str(run), "--episodes=1", "--json=-"]) == 0
     assert json.loads(capfd.readouterr().out)["steps_per_task"] == 90

@@ -60,7 +60,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_old_one_and_the_run_can_
     run = disk / "run"
     with monkeypatch.context() as patch:
         at_step(patch, 70, lambda trainer: fill(disk))
-        assert train(run, "--checkpoint_every=0.0001", "--log_every=120", "--diagnostics_every=0") == 1
+        assert train(run, "--checkpoint_every=1e-9", "--log_every=120", "--diagnostics_every=0") == 1
     error = capfd.readouterr().err
     assert "No space left on device" in error
     assert "the newest checkpoint is of step 70 per task: the same command goes on from it" in error
@@ -68,7 +68,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_old_one_and_the_run_can_
     assert cli.main(["evaluate", str(run), "--json=-"]) == 0
     assert json.loads(capfd.readouterr().out)["steps_per_task"] == 70
     (disk / "filler").unlink()
-    assert train(run, "--checkpoint_every=0.0001", "--log_every=120", "--diagnostics_every=0") == 0
+    assert train(run, "--checkpoint_every=1e-9", "--log_every=120", "--diagnostics_every=0") == 0
     assert (run / "policy.safetensors").read_bytes() == undisturbed["policy"]
 
 
@@ -94,14 +94,14 @@ def test_a_folder_that_becomes_read_only_ends_the_run_in_a_line_and_it_can_go_on
     run = disk / "run"
     with monkeypatch.context() as patch:
         at_step(patch, 70, lambda trainer: read_only(disk))
-        assert train(run, "--checkpoint_every=0.0001") == 1
+        assert train(run, "--checkpoint_every=1e-9") == 1
     assert "Read-only file system" in capfd.readouterr().err
-    assert train(run, "--checkpoint_every=0.0001") == 2
+    assert train(run, "--checkpoint_every=1e-9") == 2
     assert f"run_dir: {run} cannot be written (Read-only file system)" in capfd.readouterr().err
     assert train(disk / "another") == 2
     assert "another cannot be written (Read-only file system)" in capfd.readouterr().err
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
-    assert train(run, "--checkpoint_every=0.0001") == 0
+    assert train(run, "--checkpoint_every=1e-9") == 0
     assert written(run) == undisturbed
 
 
@@ -115,8 +115,8 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch, undi
     monkeypatch.setattr(time, "time", backwards)
     with monkeypatch.context() as patch:
         at_step(patch, 70, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(run, "--checkpoint_every=0.0001") == 4
-    assert train(run, "--checkpoint_every=0.0001") == 0
+        assert train(run, "--checkpoint_every=1e-9") == 4
+    assert train(run, "--checkpoint_every=1e-9") == 0
     assert written(run) == undisturbed
 
 
