@@ -29,6 +29,8 @@ class FactoredRows:
     A Gramian keeps the rows that it had to make while the Jacobian is small (:data:`MOST_KEPT`), because to
     combine them is ten times less work than to make their combination from the factors.
 
+    In bfloat16 products each layer's part of a Gramian is rounded: docs/optimizers.md tells who minds.
+
     Args:
         shared: :class:`Factors` of a matrix, or rows ``[T, n]`` of a vector, by parameter name.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtrl.optimizers.base import Array, HostSolver, cosines_of, lifted
+from mtrl.optimizers.base import Array, HostSolver, cosines_of
 
 RIDGE = 1e-10  # on the cosines: where gradients coincide or oppose, the symmetric solution
 BALANCE = 1e-6  # smallest |sum| of the weights, relative to the sum of their sizes, that they are divided by
@@ -45,7 +45,7 @@ class IMTLG(HostSolver):
         if not there.any():
             return np.full(n, 1 / n)
         norms, cosines = norms[there], cosines[np.ix_(there, there)]
-        shares = np.linalg.solve(lifted(cosines, RIDGE), np.ones(len(norms)))
+        shares = np.linalg.solve(cosines + RIDGE * np.eye(len(norms)), np.ones(len(norms)))
         found = shares * (norms.min() / norms)
         if abs(found.sum()) < BALANCE * np.abs(found).sum():
             return np.full(n, 1 / n)
