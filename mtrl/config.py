@@ -29,15 +29,13 @@ def _check(condition: bool, key: str, value: object, valid: str) -> None:
         raise ConfigError(f"{key}: {value!r} is not valid; it must be {valid}")
 
 
-def _check_fields(config: object) -> None:
-    """Raise unless every field that lists its values has one of them, and every number is finite."""
-    for key, hint in get_type_hints(type(config)).items():
-        value = getattr(config, key)
+def _check_fields(config: object, prefix: str = "") -> None:
+    """Raise unless every number is finite and every field that lists its values has one of them."""
+    for name, hint in get_type_hints(type(config)).items():
+        key, value = prefix + name, getattr(config, name)
         _check(not isinstance(value, float) or math.isfinite(value), key, value, "a finite number")
         if get_origin(hint) is Literal:
-            _check(
-                getattr(config, key) in get_args(hint), key, getattr(config, key), f"one of {get_args(hint)}"
-            )
+            _check(value in get_args(hint), key, value, f"one of {get_args(hint)}")
 
 
 @dataclass(frozen=True)
@@ -234,7 +232,7 @@ class AgentConfig:
     kernels: Literal["auto", "plain", "torch", "onednn"] = "auto"
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        _check_fields(self, "agent.")
         _check(0 <= self.gamma < 1, "agent.gamma", self.gamma, "in [0, 1)")
         _check(0 < self.tau <= 1, "agent.tau", self.tau, "in (0, 1]")
         _check(0 < self.policy_tau <= 1, "agent.policy_tau", self.policy_tau, "in (0, 1]")
@@ -259,7 +257,7 @@ class ReplayConfig:
     sampling: Literal["balanced", "uniform"] = "balanced"
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        _check_fields(self, "replay.")
         _check(self.capacity >= 1, "replay.capacity", self.capacity, ">= 1")
         _check(self.batch_size >= 1, "replay.batch_size", self.batch_size, ">= 1")
         _check(

@@ -42,6 +42,8 @@ BAD: list[tuple[type, str, str, Any]] = [
     (AgentConfig, "agent.", "tau", 0.0), (AgentConfig, "agent.", "tau", 1.1),
     (AgentConfig, "agent.", "embedding_dim", 0),
     (ReplayConfig, "replay.", "capacity", 0), (ReplayConfig, "replay.", "batch_size", 0),
+    (ReplayConfig, "replay.", "batch_size", float("inf")), (CriticConfig, "", "support", float("inf")),
+    (TemperatureConfig, "", "target_entropy", NAN),
     (TrainConfig, "", "seed", -1), (TrainConfig, "", "total_steps_per_task", 0),
     (TrainConfig, "", "warmup_steps", 0), (TrainConfig, "", "updates_per_step", 0),
     (TrainConfig, "", "eval_every", -1), (TrainConfig, "", "eval_episodes", 0),

@@ -136,20 +136,22 @@ def print_averaging(after: int = 1500) -> None:
 
 
 def print_twin() -> None:
-    """`mtrl evaluate --json`: every goal once."""
-    result = json.loads((HERE / "twin_evaluation.json").read_text())
-    row("task", "success", "95 % interval", "return")
-    row("---", *["---:"] * 3)
-    for task, scores in result["tasks"].items():
-        low, high = scores["ci"]
-        row(
-            task.removesuffix("-v3"),
-            f"{scores['success']:.2f}",
-            f"{low:.2f} … {high:.2f}",
-            f"{scores['return']:.0f}",
-        )
-    low, high = result["mean_success_ci"]
-    row("**mean**", f"{result['mean_success']:.3f}", f"{low:.3f} … {high:.3f}", "")
+    """`mtrl evaluate --json`: every goal once; the present recipe and, behind it, the second."""
+    files = ("twin_evaluation.json", "twin_evaluation_second.json")
+    present, second = (json.loads((HERE / file).read_text()) for file in files)
+    row("task", *["success", "95 % interval", "return"] * 2)
+    row("---", *["---:"] * 6)
+    for task in present["tasks"]:
+        cells = []
+        for scores in (present["tasks"][task], second["tasks"][task]):
+            low, high = scores["ci"]
+            cells += [f"{scores['success']:.2f}", f"{low:.2f} … {high:.2f}", f"{scores['return']:.0f}"]
+        row(task.removesuffix("-v3"), *cells)
+    cells = []
+    for result in (present, second):
+        low, high = result["mean_success_ci"]
+        cells += [f"{result['mean_success']:.3f}", f"{low:.3f} … {high:.3f}", ""]
+    row("**mean**", *cells)
 
 
 def main() -> None:
@@ -159,7 +161,11 @@ def main() -> None:
     print_averaging()
     print()
     print_twin()
-    for file, at in (("screening.csv", 25_000), ("search.csv", 15_000)):
+    for file, at in (
+        ("screening.csv", 25_000),
+        ("screening_second.csv", 25_000),
+        ("search.csv", 15_000),
+    ):
         print()
         print_configurations(file, at)
 
