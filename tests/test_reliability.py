@@ -311,21 +311,27 @@ import pytest
 from tiny_runs import at_step, train
 
 def wait_for_its_end(trainer):
+    if sys.argv[2] == "before":
+        os.kill(os.getpid(), signal.SIGINT)
     print("in the middle", flush=True)
     poll = select.poll()
     poll.register(1, 0)
     assert poll.poll(30_000)
-    os.kill(os.getpid(), signal.SIGINT)
+    if sys.argv[2] == "after":
+        os.kill(os.getpid(), signal.SIGINT)
 
 at_step(pytest.MonkeyPatch(), 50, wait_for_its_end)
 sys.exit(train(Path(sys.argv[1])))
 """
 
 
-def test_ctrl_c_that_also_ends_what_reads_the_output_saves_and_marks_the_run(tmp_path, undisturbed):
+@pytest.mark.parametrize("signal_comes", ["before", "after"])
+def test_ctrl_c_that_also_ends_what_reads_the_output_saves_and_marks_the_run(
+    tmp_path, undisturbed, signal_comes
+):
     run = tmp_path / "run"
     with subprocess.Popen(
-        [sys.executable, "-c", INTO_A_PIPE, str(run)],
+        [sys.executable, "-c", INTO_A_PIPE, str(run), signal_comes],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
     ) as child:  # fmt: skip
