@@ -212,8 +212,8 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_from_step_0(
     assert written(run) == undisturbed
 
 
-def test_every_row_of_the_log_tells_something(undisturbed):
-    assert all(sum(value != "" for value in row.values()) > 1 for row in undisturbed["rows"])
+def test_the_log_ends_with_the_last_evaluation(undisturbed):
+    assert undisturbed["rows"][-1]["eval/success_rate"] != ""
 
 
 def test_a_finished_run_is_never_trained_again(tmp_path, capfd, undisturbed):
