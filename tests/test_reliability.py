@@ -32,6 +32,13 @@ def send(number: int):
     return lambda trainer: os.kill(os.getpid(), number)
 
 
+def stop_at(monkeypatch, step, run):
+    """Train until the middle of a step."""
+    with monkeypatch.context() as patch:
+        at_step(patch, step, send(signal.SIGTERM))
+        assert train(run) == 4
+
+
 def kill_worker(trainer):
     os.kill(trainer.envs._groups[0].pid, signal.SIGKILL)
 
@@ -231,9 +238,7 @@ def test_changed_settings_are_named_and_refused_unless_allowed_and_then_recorded
     tmp_path, monkeypatch, capfd
 ):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        at_step(patch, 50, send(signal.SIGTERM))
-        assert train(run) == 4
+    stop_at(monkeypatch, 50, run)
     capfd.readouterr()
     assert train(run, "--agent.tau=0.5") == 2
     assert "agent.tau: 0.005 -> 0.5" in capfd.readouterr().err
@@ -248,9 +253,7 @@ def test_a_change_that_no_checkpoint_fits_is_refused_and_the_run_stays_as_it_was
     tmp_path, monkeypatch, capfd, undisturbed
 ):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        at_step(patch, 50, send(signal.SIGTERM))
-        assert train(run) == 4
+    stop_at(monkeypatch, 50, run)
     assert train(run, "--agent.critic.hidden=[9]", "--allow_changes") == 2
     assert "the checkpoint does not fit this run" in capfd.readouterr().err
     assert status(run).startswith("INTERRUPTED")
@@ -292,9 +295,7 @@ def test_of_two_commands_that_start_together_the_slower_is_refused_and_disturbs_
 
 def test_a_run_whose_checkpoint_was_lost_keeps_its_results(tmp_path, monkeypatch, capfd):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        at_step(patch, 70, send(signal.SIGTERM))
-        assert train(run) == 4
+    stop_at(monkeypatch, 70, run)
     shutil.rmtree(run / "checkpoint")
     before = {path: path.read_bytes() for path in run.iterdir() if path.name != "meta.json"}
     capfd.readouterr()
@@ -347,9 +348,7 @@ def test_ctrl_c_that_also_ends_what_reads_the_output_saves_and_marks_the_run(
 
 def test_the_policy_of_a_run_that_failed_is_its_newest_checkpoints(tmp_path, monkeypatch, capfd):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        at_step(patch, 50, send(signal.SIGTERM))
-        assert train(run) == 4
+    stop_at(monkeypatch, 50, run)
 
     def fail(trainer):
         raise OSError("no more")
@@ -367,9 +366,7 @@ def test_a_stop_behind_an_evaluation_loses_none_of_its_time(tmp_path, monkeypatc
         return evaluate(*arguments)
 
     monkeypatch.setattr("mtrl.callbacks.evaluate", slowly)
-    with monkeypatch.context() as patch:
-        at_step(patch, 59, send(signal.SIGTERM))
-        assert train(tmp_path / "run") == 4
+    stop_at(monkeypatch, 59, tmp_path / "run")
     assert train(tmp_path / "run") == 0
     with (tmp_path / "run" / "progress.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["time/fps"]]
@@ -382,9 +379,7 @@ def test_a_checkpoint_that_the_system_does_not_let_be_read_is_not_called_unfit(
     tmp_path, monkeypatch, capfd, undisturbed
 ):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        at_step(patch, 50, send(signal.SIGTERM))
-        assert train(run) == 4
+    stop_at(monkeypatch, 50, run)
 
     def fail(self, state):
         raise OSError("no more processes")
