@@ -162,7 +162,7 @@ def main() -> None:
     print()
     print_twin()
     for file, at in (
-        ("screening.csv", 25_000),
+        ("screening.csv", 40_000),
         ("screening_second.csv", 25_000),
         ("search.csv", 15_000),
     ):
