@@ -76,8 +76,7 @@ class TrainerCallback(BaseCallback):
 
     def say(self, text: str) -> None:
         """A line on standard error."""
-        with contextlib.suppress(BrokenPipeError):
-            print(f"mtrl: {text}", file=sys.stderr)
+        tell(text)
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume: plain values, arrays, tensors."""
@@ -326,20 +325,30 @@ class CheckpointCallback(TrainerCallback):
             signal.signal(*self._previous.popitem())
 
 
+def tell(text: str) -> None:
+    """A line on standard error, if anybody is there to read it."""
+    leave_lost_outputs()
+    with contextlib.suppress(OSError):
+        print(f"mtrl: {text}", file=sys.stderr)
+
+
 def leave_lost_outputs(hung_up: bool = False) -> None:
     """Send standard output and error nowhere where nobody is behind them: a write would fail and end the run.
 
     Args:
-        hung_up: whether terminals are gone; of a pipe it is known.
+        hung_up: whether terminals are gone; of a pipe or a socket it is known.
     """
-    null = os.open(os.devnull, os.O_WRONLY)
     for standard in (1, 2):
-        poll = select.poll()
-        poll.register(standard, 0)
-        is_terminal = stat.S_ISCHR(os.fstat(standard).st_mode)
-        if (is_terminal and hung_up) or any(event & select.POLLERR for _, event in poll.poll(0)):
-            os.dup2(null, standard)
-    os.close(null)
+        with contextlib.suppress(OSError):  # closed from the start, say
+            poll = select.poll()
+            poll.register(standard, 0)
+            lost = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+            if stat.S_ISCHR(os.fstat(standard).st_mode):
+                lost = hung_up
+            if lost:
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, standard)
+                os.close(null)
 
 
 class ProgressCallback(TrainerCallback):

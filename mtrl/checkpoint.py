@@ -197,7 +197,8 @@ class Checkpoints:
 
     def _forget_all_but(self, name: str, manifest: dict[str, Any]) -> None:
         """Delete what neither this checkpoint nor the complete one before it has."""
-        self._complete = [*self._complete, _files(name, manifest)][-KEPT:]
+        before = [files for files in self._complete if name not in files]  # one of the same step is replaced
+        self._complete = [*before, _files(name, manifest)][-KEPT:]
         kept = set().union(*self._complete)
         for path in self.folder.iterdir():
             if path.name not in kept and path.is_file():

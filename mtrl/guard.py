@@ -28,9 +28,9 @@ class GuardCallback(TrainerCallback):
     Raises :class:`Diverged` on a non-finite reward or observation, at once; on a non-finite loss, gradient
     or parameter; and on values beyond ``VALUE_MARGIN`` times what rewards and discount permit: with scaled
     rewards of at most r and temperature α, ``|Q| <= (r + α · max |log π|) / (1 − γ)``, the largest so far,
-    and each critic's mean squared error at most ``(2 |Q|)²``. Warns, once per task and kind, about a
-    collapsed entropy (below that of σ = ``exp(log_std_min)``, plus 1 %) and about a task whose gradient
-    was zero in ``ZERO_MEASUREMENTS`` conflict measurements in a row.
+    and with squared loss N critics' summed mean squared errors at most N (2 VALUE_MARGIN |Q|)². Warns, once
+    per task and kind, about a collapsed entropy (below that of σ = ``exp(log_std_min)``, plus 1 %) and about a
+    task whose gradient was zero in ``ZERO_MEASUREMENTS`` conflict measurements in a row.
 
     Args:
         every: steps per task between looks; a policy that is evaluated should have been looked at.

@@ -175,5 +175,5 @@ def free_memory(device: torch.device) -> int:
         # files that were read or written count as used until the memory is wanted
         free = min(free, limit - used + int(statistics["inactive_file"]))
     except (OSError, ValueError):
-        pass  # no Linux, or no limit: what sysconf says stands
+        pass  # no Linux, or no limit: what was found so far stands
     return free

@@ -120,8 +120,8 @@ class ReturnBound(RewardScale):
     start, which needs no episode in memory; BRC goes back from the end, where a time limit has the episode's
     mean reward follow for ever. For a constant reward that is 1 / (1 − γᴴ) times ours, so a critic that
     bootstraps at time limits, as ours does, learns values above 10 by this factor (1.15 at γ = .99 and
-    H = 200). BRC halves the entropy's part. In both it is added before and not scaled itself, so at a large α values
-    can be larger still.
+    H = 200). BRC halves the entropy's part. Both add it to the return before dividing by 10, while the entropy in the
+    critic's target is not divided by the scale: at a large α values can be larger still.
     """
 
     def __init__(self, num_tasks: int, gamma: float = 0.99, entropy_bonus: float = 0.0) -> None:

@@ -72,7 +72,7 @@ class RunFolder:
         Raises:
             ConfigError: something is there already, or the folder cannot be written.
         """
-        ours = {".lock", self.meta.name, self._status.name}  # of a start that was killed
+        ours = {".lock", self.meta.name, self._status.name, self.config.name}  # of a start that was killed
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             foreign = any(path.name.removesuffix(".tmp") not in ours for path in self.path.iterdir())

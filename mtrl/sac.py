@@ -181,7 +181,7 @@ class MTSAC:
 
         def method(name: str, stream: int) -> MultiTaskOptimizer:
             chosen = (options or {}) if name == optimizer else {}
-            (own,) = np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)  # no neighbour's
+            (own,) = np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)  # no other seed's
             return make_optimizer(name, num_tasks=T, seed=int(own >> 1), **chosen)
 
         critic_method = method(optimizer, 0)

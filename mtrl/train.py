@@ -50,7 +50,7 @@ class Trainer:
         self.between_updates: Callable[[], bool] = lambda: True
         self.metrics: dict[str, Any] = {}
         self.seconds = {"env": 0.0, "update": 0.0, "evaluation": 0.0, "total": 0.0}
-        self.began = time.perf_counter()  # where the clock of "total" had 0, stops left out
+        self.began = time.perf_counter()  # perf_counter() minus the seconds trained so far
         self.observations: npt.NDArray[Any] | None = None
 
     def learn(

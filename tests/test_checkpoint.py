@@ -133,6 +133,11 @@ def test_the_newest_two_are_kept_and_nothing_else(checkpoints):
     assert names(checkpoints.folder, "manifest*") == ["manifest-3.json", "manifest-4.json"]
     assert len(names(checkpoints.folder, "state*")) == 2
     assert names(checkpoints.folder, "*.tmp") == []
+    checkpoints.save(4, {"step": "4 again"}, replay)
+    assert names(checkpoints.folder, "manifest*") == ["manifest-3.json", "manifest-4.json"]
+    assert len(names(checkpoints.folder, "state*")) == 2
+    (checkpoints.folder / "manifest-4.json").unlink()
+    assert Checkpoints(checkpoints.folder).load(replay_of(0)) == {"step": 3}
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_taken_and_then_kept(checkpoints):

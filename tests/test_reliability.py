@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -312,13 +313,13 @@ import pytest
 from tiny_runs import at_step, train
 
 def wait_for_its_end(trainer):
-    if sys.argv[2] == "before":
+    if "before" in sys.argv[2]:
         os.kill(os.getpid(), signal.SIGINT)
     print("in the middle", flush=True)
     poll = select.poll()
     poll.register(1, 0)
     assert poll.poll(30_000)
-    if sys.argv[2] == "after":
+    if "after" in sys.argv[2]:
         os.kill(os.getpid(), signal.SIGINT)
 
 at_step(pytest.MonkeyPatch(), 50, wait_for_its_end)
@@ -326,22 +327,31 @@ sys.exit(train(Path(sys.argv[1])))
 """
 
 
-@pytest.mark.parametrize("signal_comes", ["before", "after"])
+@pytest.mark.parametrize(
+    ("connect", "signals_come", "mark"),
+    [
+        (os.pipe, "before", "by SIGINT at 51 steps per task"),
+        (os.pipe, "after", "by SIGINT at 51 steps per task"),
+        (os.pipe, "before and after", "at once"),
+        (socket.socketpair, "after", "by SIGINT at 51 steps per task"),
+    ],
+)
 def test_ctrl_c_that_also_ends_what_reads_the_output_saves_and_marks_the_run(
-    tmp_path, undisturbed, signal_comes
+    tmp_path, undisturbed, connect, signals_come, mark
 ):
     run = tmp_path / "run"
-    with subprocess.Popen(
-        [sys.executable, "-c", INTO_A_PIPE, str(run), signal_comes],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    ours, theirs = (end if isinstance(end, int) else end.detach() for end in connect())
+    child = subprocess.Popen(
+        [sys.executable, "-c", INTO_A_PIPE, str(run), signals_come], stdout=theirs, stderr=theirs,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-    ) as child:  # fmt: skip
-        assert child.stdout is not None
-        while b"in the middle" not in child.stdout.readline():
-            pass
-        child.stdout.close()
-        assert child.wait(timeout=60) == 4
-    assert status(run).startswith("INTERRUPTED by SIGINT at 51 steps per task")
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while b"in the middle\n" not in shown:  # unbuffered, the end of the line is a write of its own
+        shown += os.read(ours, 4096)
+    os.close(ours)
+    assert child.wait(timeout=60) == 4
+    assert status(run).startswith(f"INTERRUPTED {mark}")
     assert train(run) == 0
     assert written(run) == undisturbed
 

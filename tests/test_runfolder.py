@@ -200,6 +200,7 @@ def test_a_start_that_was_killed_before_its_config_was_written_can_be_made_again
     run = RunFolder(tmp_path)
     (tmp_path / "meta.json").write_text("{}")
     (tmp_path / "STATUS.tmp").write_text("RUN")
+    (tmp_path / "config.yaml.tmp").write_text("see")
     run.start("seed: 0\n", {"command": "mtrl"})
     assert json.loads(run.meta.read_text()) == {"command": "mtrl"}
     run.unlock()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections import Counter
 from typing import Any
 
@@ -24,6 +23,7 @@ from mtrl.callbacks import (
     ProgressCallback,
     TrainerCallback,
     leave_lost_outputs,
+    tell,
 )  # fmt: skip
 from mtrl.checkpoint import CheckpointError, generators_state, set_generators_state, with_arrays
 from mtrl.commands.parser import Request, flat_items, one_line
@@ -91,20 +91,22 @@ class Session:
             while not self._learn():
                 self._restore([])
             return self._finish()
-        except CheckpointError:
+        except CheckpointError as error:
+            if self.deaths:  # it has trained: what the run was is over
+                self._try_to_mark(f"FAILED {error}")
             raise
         except Diverged as error:
             self._try_to_mark(f"DIVERGED {error}")
-            print(f"mtrl: diverged: {error}", file=sys.stderr)
+            tell(f"diverged: {error}")
             return DIVERGED
         except KeyboardInterrupt:
             self._try_to_mark("INTERRUPTED at once")
-            print(f"mtrl: interrupted at once; {self._newest()}", file=sys.stderr)
+            tell(f"interrupted at once; {self._newest()}")
             return FAILED if run.checkpoints.newest_step() is None else INTERRUPTED
         except (OSError, SuiteError) as error:
             reason = one_line(str(error))
             self._try_to_mark(f"FAILED {reason}")
-            print(f"mtrl: {reason}; {self._newest()}", file=sys.stderr)
+            tell(f"{reason}; {self._newest()}")
             return FAILED
         except BaseException as error:
             self._try_to_mark(f"FAILED {type(error).__name__}: {one_line(str(error))}")
@@ -124,7 +126,7 @@ class Session:
             self.deaths[step] += 1
             if step is None or self.deaths[step] > RESTARTS:
                 raise
-            print(f"mtrl: {error}; started again", file=sys.stderr)
+            tell(f"{error}; started again")
             for envs in (self.trainer.envs, self.envs):
                 envs.restart_workers()  # type: ignore[attr-defined]
             self.trainer.logger.close()
@@ -161,7 +163,12 @@ class Session:
         else:
             try:
                 self._load_state(state)
-            except (OSError, MemoryError, WorkerDiedError):  # it is not the checkpoint's fault
+            except (
+                OSError,
+                MemoryError,
+                torch.OutOfMemoryError,
+                WorkerDiedError,
+            ):  # not the checkpoint's fault
                 raise
             except Exception as error:  # whatever a state makes of a run that it is not of
                 raise CheckpointError(

@@ -110,14 +110,15 @@ def require_memory(
     agent, free = config.agent, free_memory(device)
     task = num_tasks if agent.task_input == "one_hot" else agent.embedding_dim
     rows = num_tasks * config.replay.batch_size
+    heads = num_tasks if agent.task_input == "heads" else 1
     atoms = 1 if agent.critic.loss == "squared" else agent.critic.atoms
     for key, network, inputs, outputs, count, copies in (
-        ("actor", agent.actor, obs_dim + task, 2 * action_dim * num_tasks, 1, 4 + (agent.policy_tau < 1)),
-        ("critic", agent.critic, obs_dim + action_dim + task, atoms * num_tasks, agent.critic.ensemble, 5),
+        ("actor", agent.actor, obs_dim + task, 2 * action_dim, 1, 4 + (agent.policy_tau < 1)),
+        ("critic", agent.critic, obs_dim + action_dim + task, atoms, agent.critic.ensemble, 5),
     ):
-        widths = [inputs, *network.widths, outputs]
-        weights = sum(a * b for a, b in itertools.pairwise(widths))
-        needed = 4 * count * (copies * weights + rows * sum(widths))
+        widths = [inputs, *network.widths]
+        weights = sum(a * b for a, b in itertools.pairwise(widths)) + widths[-1] * outputs * heads
+        needed = 4 * count * (copies * weights + rows * (sum(widths) + outputs))
         if needed > free:
             raise ConfigError(
                 f"agent.{key}.hidden: {list(network.hidden)} with replay.batch_size {config.replay.batch_size} "

@@ -21,7 +21,7 @@ LAST = 5
 Run = Sequence[dict[str, Any]]  # its evaluations
 
 
-def load(seed: int) -> Run:
+def load(seed: int | str) -> Run:
     return [json.loads(line) for line in (HERE / f"eval_seed{seed}.jsonl").open()]
 
 
@@ -135,6 +135,17 @@ def print_averaging(after: int = 1500) -> None:
         row(seed, *(f"{x:.2f}" for x in means))
 
 
+def print_min() -> None:
+    """The recipe and the recipe with the smaller critic's value, on the same goals."""
+    runs = {name: load(name) for seed in RECIPES["mt10_fast"] for name in (str(seed), f"{seed}_min")}
+    row("steps per task", "mean: seed 104", "105", "min: seed 104", "105")
+    row(*["---:"] * 5)
+    for steps in range(20_000, 120_001, 20_000):
+        found = [around(steps, runs[name]) for name in ("104", "105", "104_min", "105_min")]
+        if all(x is not None for x in found):
+            row(f"{steps:,}", *(f"{x:.2f}" for x in found))
+
+
 def print_twin() -> None:
     """`mtrl evaluate --json`: every goal once; the present recipe and, behind it, the second."""
     files = ("twin_evaluation.json", "twin_evaluation_second.json")
@@ -159,6 +170,8 @@ def main() -> None:
     print_results()
     print()
     print_averaging()
+    print()
+    print_min()
     print()
     print_twin()
     for file, at in (
