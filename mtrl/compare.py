@@ -85,6 +85,8 @@ def read_curve(path: str | Path) -> Curve:
             success=np.array([[line["tasks"][name]["success"] for name in tasks] for line in lines]),
         )
     except OSError as error:
+        if run.exists and not run.evaluations.exists():
+            raise ConfigError(f"run: {path} has no evaluation yet (it is {run.status})") from None
         raise ConfigError(f"run: {path} is no run's folder ({error.strerror}: {error.filename})") from None
     except (ValueError, KeyError, IndexError, TypeError):
         raise ConfigError(f"run: {path} has no evaluation that can be read") from None

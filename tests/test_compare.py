@@ -86,6 +86,16 @@ def test_what_cannot_be_compared_is_refused_in_one_line(make_run, capsys, other,
     assert words in line
 
 
+def test_a_run_that_was_not_evaluated_yet_is_told_from_no_run(make_run, capsys):
+    run = make_run("x/seed0", {})
+    (run / "eval.jsonl").unlink()
+    assert cli.main(["compare", str(run)]) == 2
+    assert "is no run's folder" in capsys.readouterr().err
+    (run / "config.yaml").write_text("")
+    assert cli.main(["compare", str(run)]) == 2
+    assert capsys.readouterr().err.endswith("x/seed0 has no evaluation yet (it is DONE)\n")
+
+
 def test_seeds_are_grouped_by_their_folder_and_labels_tell_equal_names_apart(make_run):
     places = ["mt10/pcgrad/seed0", "mt10/pcgrad/seed1", "mt50/pcgrad/seed0", "mt10/unitary/seed0"]
     curves = [read_curve(make_run(place, {1: (1, 1)})) for place in places]
