@@ -340,11 +340,12 @@ def leave_lost_outputs(hung_up: bool = False) -> None:
     """
     for standard in (1, 2):
         with contextlib.suppress(OSError):  # closed from the start, say
-            poll = select.poll()
-            poll.register(standard, 0)
-            lost = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
             if stat.S_ISCHR(os.fstat(standard).st_mode):
                 lost = hung_up
+            else:
+                poll = select.poll()
+                poll.register(standard, 0)
+                lost = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
             if lost:
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, standard)

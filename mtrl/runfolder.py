@@ -9,7 +9,7 @@
         eval.jsonl              one line per evaluation
         conflict.jsonl          one line per conflict measurement and network
         events.out.tfevents.*   TensorBoard
-        policy.safetensors      the last policy;  policy_best.safetensors: the best at an evaluation
+        policy.safetensors      the newest checkpoint's policy;  policy_best.safetensors: the best at an evaluation
         checkpoint/             all that is needed to go on (see mtrl.checkpoint)
         evidence.safetensors    of a diverged run: the last numbers and a batch
         STATUS                  RUNNING, DONE, INTERRUPTED, DIVERGED or FAILED, and why
@@ -72,7 +72,12 @@ class RunFolder:
         Raises:
             ConfigError: something is there already, or the folder cannot be written.
         """
-        ours = {".lock", self.meta.name, self._status.name, self.config.name}  # of a start that was killed
+        ours = {
+            ".lock",
+            self.meta.name,
+            self._status.name,
+            self.config.name,
+        }  # of a start, killed or under way
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             foreign = any(path.name.removesuffix(".tmp") not in ours for path in self.path.iterdir())

@@ -163,13 +163,8 @@ class Session:
         else:
             try:
                 self._load_state(state)
-            except (
-                OSError,
-                MemoryError,
-                torch.OutOfMemoryError,
-                WorkerDiedError,
-            ):  # not the checkpoint's fault
-                raise
+            except (OSError, MemoryError, torch.OutOfMemoryError, WorkerDiedError):
+                raise  # it is not the checkpoint's fault
             except Exception as error:  # whatever a state makes of a run that it is not of
                 raise CheckpointError(
                     f"{run.checkpoints.folder}: the checkpoint does not fit this run "
