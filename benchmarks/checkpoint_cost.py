@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from mtrl.checkpoint import Checkpoints, generators_state
 from mtrl.config import TrainConfig
 from mtrl.replay import TaskReplay
+from mtrl.run.checkpoint import Checkpoints, generators_state
 from mtrl.sac import MTSAC
 
 T, OBS, ACT = 10, 39, 4

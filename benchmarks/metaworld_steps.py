@@ -16,8 +16,8 @@ import gymnasium as gym
 import metaworld  # noqa: F401  (registers its envs)
 import numpy as np
 
-from envs.protocol import Protocol
-from envs.suites import make_suite
+from mtrl.envs.protocol import Protocol
+from mtrl.envs.suites import make_suite
 
 EPISODE = 500
 

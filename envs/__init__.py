@@ -1,6 +1,6 @@
 """Multi-task suites of environments: one env per task behind a Stable-Baselines3 VecEnv."""
 
-from envs.protocol import PRESETS, SUITES, Protocol, SuiteError, preset_fields
-from envs.suites import make_suite
+from mtrl.envs.protocol import PRESETS, SUITES, Protocol, SuiteError, preset_fields
+from mtrl.envs.suites import make_suite
 
 __all__ = ["PRESETS", "SUITES", "Protocol", "SuiteError", "make_suite", "preset_fields"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.wrappers import TaskEnv, TaskSpec
+from mtrl.envs.wrappers import TaskEnv, TaskSpec
 
 Step = tuple[
     NDArray[np.float32],

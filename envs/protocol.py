@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, Literal
 
-from envs.point import POINT_TASKS
+from mtrl.envs.point import POINT_TASKS
 
 METAWORLD_SUITES = ("mt10", "mt25", "mt50")
 METAWORLD_HORIZON = 500

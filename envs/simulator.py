@@ -12,8 +12,8 @@ import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from numpy.typing import NDArray
 
-from envs import state as codec
-from envs.fast import fast
+from mtrl.envs import state as codec
+from mtrl.envs.fast import fast
 
 _GOALS: dict[tuple[str, tuple[int, ...], int], NDArray[np.float64]] = {}
 

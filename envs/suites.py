@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
 
-from envs.point import POINT_TASKS
-from envs.protocol import Protocol, SuiteError
-from envs.wrappers import TaskSpec
+from mtrl.envs.point import POINT_TASKS
+from mtrl.envs.protocol import Protocol, SuiteError
+from mtrl.envs.wrappers import TaskSpec
 
 if TYPE_CHECKING:
-    from envs.vec import SuiteVecEnv
+    from mtrl.envs.vec import SuiteVecEnv
 
 
 def make_suite(
@@ -39,7 +39,7 @@ def make_suite(
 
     Raises `SuiteError` when the suite cannot be built as asked.
     """
-    from envs.vec import SuiteVecEnv
+    from mtrl.envs.vec import SuiteVecEnv
 
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise SuiteError(f"seed: {seed!r} is not a whole number of at least 0")
@@ -83,7 +83,7 @@ def _maker(name: str, protocol: Protocol) -> Callable[[], gym.Env[Any, Any]]:
 
 
 def _make_metaworld(name: str, reward: Literal["v1", "v2"]) -> gym.Env[Any, Any]:
-    from envs.simulator import MetaWorldTask
+    from mtrl.envs.simulator import MetaWorldTask
 
     return MetaWorldTask(name, reward)
 

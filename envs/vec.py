@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
 
-from envs.group import Group, full_name
-from envs.protocol import Protocol, SuiteError
-from envs.worker import RemoteGroup
-from envs.wrappers import TaskSpec
+from mtrl.envs.group import Group, full_name
+from mtrl.envs.protocol import Protocol, SuiteError
+from mtrl.envs.worker import RemoteGroup
+from mtrl.envs.wrappers import TaskSpec
 
 
 class SuiteVecEnv(VecEnv):

@@ -20,9 +20,9 @@ from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from envs.group import Group
-from envs.protocol import WorkerDiedError
-from envs.wrappers import TaskSpec
+from mtrl.envs.group import Group
+from mtrl.envs.protocol import WorkerDiedError
+from mtrl.envs.wrappers import TaskSpec
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -44,7 +44,7 @@ class RemoteGroup:
         self._pipe, theirs = Pipe()
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from envs.worker import main; main({theirs.fileno()})"],
+            [sys.executable, "-c", f"from mtrl.envs.worker import main; main({theirs.fileno()})"],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             env={**os.environ, **dict.fromkeys(_THREADS, "1"), "PYTHONPATH": path},

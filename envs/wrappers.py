@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.protocol import NotFiniteError, SuiteError
+from mtrl.envs.protocol import NotFiniteError, SuiteError
 
 Env = gym.Env[Any, Any]
 

@@ -18,12 +18,12 @@ import sys
 from collections.abc import Sequence
 
 import mtrl
-from envs import SuiteError
-from mtrl.checkpoint import CheckpointError
 from mtrl.config import ConfigError, nearest
+from mtrl.envs import SuiteError
 from mtrl.machine import keep_freed_memory
 from mtrl.optimizers import OptimizerError
 from mtrl.policy import PolicyError
+from mtrl.run.checkpoint import CheckpointError
 
 FAILED, BAD_INPUT = 1, 2
 COMMANDS = {

@@ -14,9 +14,9 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
-from mtrl.checkpoint import with_arrays
 from mtrl.conflict import Conflict
 from mtrl.replay import TaskReplay
+from mtrl.run.checkpoint import with_arrays
 from mtrl.sac import MTSAC
 
 

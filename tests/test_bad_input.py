@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save
 from test_checkpoint import DAMAGE, rewrite
 from tiny_runs import POINT, at_step, train
 
-from envs.point import PointEnv
 from mtrl import cli
+from mtrl.envs.point import PointEnv
 from mtrl.policy import load_policy
 
 GIGABYTE = 2**30

@@ -15,7 +15,6 @@ import torch
 from tiny_runs import POINT
 from torch.utils.flop_counter import FlopCounterMode
 
-from envs import Protocol
 from mtrl.bench import measure, settings, tune, updates
 from mtrl.bench.flops import update_flops
 from mtrl.bench.peak import find_peak
@@ -23,9 +22,10 @@ from mtrl.bench.plain import PlainUpdate, flat
 from mtrl.bench.settings import BARS, OF_TRAINING, SETTINGS, Setting, agent_config, make_agent, make_batch
 from mtrl.cli import main
 from mtrl.commands import bench, bench_training
-from mtrl.commands.parser import parse_train
+from mtrl.envs import Protocol
 from mtrl.optimizers import OPTIMIZERS
 from mtrl.sac import Noise
+from mtrl.settings import parse_train
 
 TINY = {
     "S": Setting(tasks=3, rows=4, hidden=(8, 8)),

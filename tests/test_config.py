@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from mtrl.commands.parser import parse_train
 from mtrl.config import (
     ActorConfig,
     AgentConfig,
@@ -19,6 +18,7 @@ from mtrl.config import (
     TrainConfig,
     nearest,
 )
+from mtrl.settings import parse_train
 
 NAN = float("nan")
 BAD: list[tuple[type, str, str, Any]] = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from envs import PRESETS, Protocol, SuiteError
 from mtrl.cli import main
-from mtrl.commands.parser import parse_train
 from mtrl.config import AgentConfig, ConfigError
+from mtrl.envs import PRESETS, Protocol, SuiteError
+from mtrl.settings import parse_train
 
 
 @pytest.fixture

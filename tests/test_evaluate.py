@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
-from envs import Protocol, make_suite
+from mtrl.envs import Protocol, make_suite
 from mtrl.evaluate import Scores, TaskScores, evaluate, wilson_interval
 
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from envs import Protocol, make_suite
+from mtrl.envs import Protocol, make_suite
 from mtrl.policy import Policy, PolicyError, load_policy
 
 TASK_INPUTS = ["one_hot", "embedding", "heads", "none"]

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from mtrl.cli import main
-from mtrl.commands.parser import config_names, flat_items, parse_train
 from mtrl.replay import TaskReplay
 from mtrl.sac import MTSAC
+from mtrl.settings import config_names, flat_items, parse_train
 from mtrl.train import Trainer
 
 # Kurin et al. 2022 (arXiv 2201.04122): the paper, its app. B and the scripts of its public code. Capacity and

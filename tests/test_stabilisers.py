@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from envs import Protocol, make_suite
-from mtrl.checkpoint import pack, unpack
 from mtrl.cli import main
 from mtrl.config import AgentConfig, ConfigError, NetworkConfig, ReplayConfig
+from mtrl.envs import Protocol, make_suite
 from mtrl.gradients import BY_LOOP, FACTORED, PLAIN
-from mtrl.guard import GuardCallback
 from mtrl.networks import MLP, Parameters
 from mtrl.policy import load_policy
 from mtrl.replay import TaskReplay
 from mtrl.rewards import MovingAverage, RewardScale, RunningSigma, make_reward_scale
+from mtrl.run.checkpoint import pack, unpack
+from mtrl.run.guard import GuardCallback
 from mtrl.sac import MTSAC, critic_loss, make_adam, td_target
 from mtrl.train import Trainer
 

@@ -10,12 +10,12 @@ import pytest
 import stable_baselines3.common.callbacks as sb3
 import torch
 
-from envs import Protocol, make_suite
-from mtrl.commands.parser import parse_train
+from mtrl.envs import Protocol, make_suite
 from mtrl.evaluate import evaluate
 from mtrl.policy import load_policy
 from mtrl.replay import TaskReplay
 from mtrl.sac import MTSAC
+from mtrl.settings import parse_train
 from mtrl.train import Trainer
 
 N, Y = False, True

@@ -20,13 +20,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from envs import Protocol, make_suite
 from mtrl.bench.measure import Ratio, ratio_of, take_turns
 from mtrl.commands import train
-from mtrl.commands.parser import parse_train
-from mtrl.commands.session import INTERRUPTED, Session
+from mtrl.envs import Protocol, make_suite
 from mtrl.machine import choose_threads
-from mtrl.runfolder import RunFolder
+from mtrl.run.folder import RunFolder
+from mtrl.run.session import INTERRUPTED, Session
+from mtrl.settings import parse_train
 
 STEPS = 20  # of the environments in a round
 LAST = 50  # steps that a run with a full replay still makes

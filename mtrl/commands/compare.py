@@ -7,10 +7,10 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from mtrl.commands.parser import Parser
-from mtrl.commands.tables import interval, report_json
-from mtrl.compare import STATISTICS, group, mean_conflict, read_curve, summarise, warnings
-from mtrl.figures import cosine_figure, curves_figure, save_figure, tasks_figure
+from mtrl.results.compare import STATISTICS, group, mean_conflict, read_curve, summarise, warnings
+from mtrl.results.figures import cosine_figure, curves_figure, save_figure, tasks_figure
+from mtrl.results.tables import interval, report_json
+from mtrl.settings import Parser
 
 
 def main(arguments: list[str]) -> int:

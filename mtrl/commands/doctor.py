@@ -14,10 +14,10 @@ import torch
 from rich.console import Console
 
 from mtrl.bench.peak import find_peak
-from mtrl.commands.parser import Parser
 from mtrl.machine import bf16_is_fast, choose_kernels, choose_precision, choose_threads
 from mtrl.replay import free_memory
-from mtrl.runfolder import versions
+from mtrl.run.folder import versions
+from mtrl.settings import Parser
 
 SIZE = 1024
 
@@ -80,7 +80,7 @@ def gflops(dtype: torch.dtype) -> float:
 
 
 def step_metaworld() -> str:
-    from envs import Protocol, make_suite
+    from mtrl.envs import Protocol, make_suite
 
     start = time.perf_counter()
     envs = make_suite(Protocol("reach-v3", num_goals=1), workers=0)

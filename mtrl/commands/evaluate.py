@@ -7,13 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from envs import Protocol, SuiteError, make_suite
-from mtrl.commands.parser import Parser
-from mtrl.commands.tables import report_json, scores_table
 from mtrl.config import ConfigError
+from mtrl.envs import Protocol, SuiteError, make_suite
 from mtrl.evaluate import evaluate
 from mtrl.policy import Policy, PolicyError, load_policy
-from mtrl.runfolder import RunFolder
+from mtrl.results.tables import report_json, scores_table
+from mtrl.run.folder import RunFolder
+from mtrl.settings import Parser
 
 
 def main(arguments: list[str]) -> int:

@@ -6,9 +6,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from envs import PRESETS, SUITES
-from mtrl.commands.parser import Parser, config_names
+from mtrl.envs import PRESETS, SUITES
 from mtrl.optimizers import OPTIMIZERS, describe
+from mtrl.settings import Parser, config_names
 
 
 def main(arguments: list[str]) -> int:

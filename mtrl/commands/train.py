@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from envs import Protocol, make_suite
-from envs.vec import SuiteVecEnv
-from mtrl.commands.parser import Request, changed_settings, parse_train, settle
-from mtrl.commands.session import Session
 from mtrl.config import ConfigError, TrainConfig
+from mtrl.envs import Protocol, make_suite
+from mtrl.envs.vec import SuiteVecEnv
 from mtrl.machine import choose_threads
 from mtrl.optimizers import make_optimizer
 from mtrl.replay import TaskReplay, free_memory
-from mtrl.runfolder import RunFolder, describe_run
+from mtrl.run.folder import RunFolder, describe_run
+from mtrl.run.session import Session
 from mtrl.sac import MTSAC
+from mtrl.settings import Request, changed_settings, parse_train, settle
 from mtrl.train import Trainer
 
 

@@ -18,7 +18,7 @@ from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.utils import reward_utils
 from scipy.spatial.transform import Rotation
 
-from envs.fast import _Rotation, _tolerance, fast
+from mtrl.envs.fast import _Rotation, _tolerance, fast
 
 SCRIPTED_STEPS = 80
 RANDOM_STEPS = 20

@@ -10,9 +10,9 @@ from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 from metaworld.types import Task
 
-from envs import Protocol, SuiteError, make_suite
-from envs.simulator import MetaWorldTask
-from envs.wrappers import TaskSpec
+from mtrl.envs import Protocol, SuiteError, make_suite
+from mtrl.envs.simulator import MetaWorldTask
+from mtrl.envs.wrappers import TaskSpec
 
 HORIZON = 12
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from envs import Protocol, make_suite
-from envs.point import POINT_TASKS
+from mtrl.envs import Protocol, make_suite
+from mtrl.envs.point import POINT_TASKS
 
 # The unit action that moves each task's point to the right: the matrix of the task, solved by hand.
 TO_THE_RIGHT = {

@@ -7,7 +7,7 @@ import sys
 import pytest
 from metaworld import env_dict
 
-from envs import SUITES, Protocol, SuiteError
+from mtrl.envs import SUITES, Protocol, SuiteError
 
 
 def test_the_name_reads_and_holds_no_seed():
@@ -83,7 +83,7 @@ def test_the_point_suite_may_last_longer_than_meta_world():
 def test_the_point_suite_and_the_list_of_suites_load_no_simulator():
     program = (
         "import sys\n"
-        "from envs import SUITES, Protocol, make_suite\n"
+        "from mtrl.envs import SUITES, Protocol, make_suite\n"
         "assert 'torch' not in sys.modules\n"
         "list(SUITES), len(SUITES), Protocol('mt10')\n"
         "make_suite(Protocol('point', horizon=50)).reset()\n"

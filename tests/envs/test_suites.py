@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from own_envs import OwnEnv, SavedEnv
 
-from envs import Protocol, SuiteError, make_suite
-from envs.point import POINT_TASKS
+from mtrl.envs import Protocol, SuiteError, make_suite
+from mtrl.envs.point import POINT_TASKS
 
 POINT = Protocol("point", horizon=10)
 PAIR = Protocol("custom", tasks=("reach", "drawer-close"), horizon=12, num_goals=5)

@@ -8,7 +8,7 @@ import pytest
 from own_envs import OwnEnv
 from stable_baselines3.common.monitor import Monitor
 
-from envs import Protocol, SuiteError, make_suite
+from mtrl.envs import Protocol, SuiteError, make_suite
 
 
 def pids(envs):
@@ -21,7 +21,7 @@ def test_a_worker_loads_no_torch_and_has_one_thread():
         envs.reset()
         assert envs.env_is_wrapped(Monitor) == [False, False]
         for modules in envs.get_attr("modules"):
-            assert "envs.wrappers" in modules
+            assert "mtrl.envs.wrappers" in modules
             assert "torch" not in modules
             assert "stable_baselines3" not in modules
         for pid in pids(envs):

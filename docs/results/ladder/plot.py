@@ -6,7 +6,7 @@ import csv
 import json
 from pathlib import Path
 
-from mtrl.figures import new_figure
+from mtrl.results.figures import new_figure
 
 HERE = Path(__file__).parent
 PANELS = {

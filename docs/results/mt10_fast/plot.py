@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from mtrl.figures import new_figure
+from mtrl.results.figures import new_figure
 
 HERE = Path(__file__).parent
 RECIPES = {"first recipe": (100, 101), "second recipe": (102, 103), "mt10_fast": (104, 105)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from mtrl.figures import new_figure
+from mtrl.results.figures import new_figure
 
 HERE = Path(__file__).parent
 PANELS = {

@@ -10,7 +10,7 @@
         conflict.jsonl          one line per conflict measurement and network
         events.out.tfevents.*   TensorBoard
         policy.safetensors      the newest checkpoint's policy;  policy_best.safetensors: the best at an evaluation
-        checkpoint/             all that is needed to go on (see mtrl.checkpoint)
+        checkpoint/             all that is needed to go on (see mtrl.run.checkpoint)
         evidence.safetensors    of a diverged run: the last numbers and a batch
         STATUS                  RUNNING, DONE, INTERRUPTED, DIVERGED or FAILED, and why
         .lock                   held by the process that trains here
@@ -35,9 +35,9 @@ from typing import IO, Any
 import torch
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
-from mtrl.checkpoint import CheckpointError, Checkpoints
 from mtrl.config import ConfigError
 from mtrl.files import sync, write_synced
+from mtrl.run.checkpoint import CheckpointError, Checkpoints
 
 
 class RunFolder:
@@ -287,7 +287,7 @@ def versions() -> dict[str, str]:
 
 def _commit() -> str | None:
     """The commit of the source tree, with ``-dirty`` behind it; None for an installed wheel."""
-    source = Path(__file__).parents[1]
+    source = Path(__file__).parents[2]
     if not (source / ".git").exists():
         return None
     try:

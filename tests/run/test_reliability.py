@@ -139,7 +139,7 @@ def test_a_run_whose_terminal_is_closed_is_saved_and_marked_and_goes_on(tmp_path
     child = subprocess.Popen(
         [sys.executable, "-c", ON_A_TERMINAL, str(run)],
         stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "TERM": "xterm"},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "TERM": "xterm"},
     )  # fmt: skip
     os.close(theirs)
     shown = b""
@@ -213,7 +213,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_from_step_0(
         raise OSError("nothing can be written")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mtrl.checkpoint.Checkpoints.save", no_checkpoint)
+        patch.setattr("mtrl.run.checkpoint.Checkpoints.save", no_checkpoint)
         assert train(run) == 1
     assert not (run / "checkpoint").exists()
     assert train(run) == 0
@@ -343,12 +343,14 @@ def test_ctrl_c_that_also_ends_what_reads_the_output_saves_and_marks_the_run(
     ours, theirs = (end if isinstance(end, int) else end.detach() for end in connect())
     child = subprocess.Popen(
         [sys.executable, "-c", INTO_A_PIPE, str(run), signals_come], stdout=theirs, stderr=theirs,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
     os.close(theirs)
     shown = b""
     while b"in the middle\n" not in shown:  # unbuffered, the end of the line is a write of its own
-        shown += os.read(ours, 4096)
+        part = os.read(ours, 4096)
+        assert part, shown.decode()  # the child has ended
+        shown += part
     os.close(ours)
     assert child.wait(timeout=60) == 4
     assert status(run).startswith(f"INTERRUPTED {mark}")
@@ -375,7 +377,7 @@ def test_a_stop_behind_an_evaluation_loses_none_of_its_time(tmp_path, monkeypatc
         time.sleep(0.5)
         return evaluate(*arguments)
 
-    monkeypatch.setattr("mtrl.callbacks.evaluate", slowly)
+    monkeypatch.setattr("mtrl.run.callbacks.evaluate", slowly)
     stop_at(monkeypatch, 59, tmp_path / "run")
     assert train(tmp_path / "run") == 0
     with (tmp_path / "run" / "progress.csv").open(newline="") as file:

@@ -14,7 +14,7 @@ from tiny_runs import at_step, scalars, train, written
 
 from mtrl import cli
 from mtrl.config import ConfigError
-from mtrl.runfolder import CsvWriter, RunFolder
+from mtrl.run.folder import CsvWriter, RunFolder
 
 
 @pytest.fixture(scope="module")

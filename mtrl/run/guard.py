@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from mtrl.callbacks import TrainerCallback
 from mtrl.files import write_synced
+from mtrl.run.callbacks import TrainerCallback
 
 VALUE_MARGIN = 3.0
 SMALLEST_BOUND = 10.0  # an untrained critic's own values are no explosion, however small the rewards

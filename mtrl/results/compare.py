@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.stats import mannwhitneyu, trim_mean
 
 from mtrl.config import ConfigError
-from mtrl.runfolder import RunFolder
+from mtrl.run.folder import RunFolder
 
 Array = npt.NDArray[np.float64]
 CONFIDENCE = 0.95

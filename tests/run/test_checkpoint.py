@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save as to_bytes
 
-import mtrl.checkpoint
-from mtrl.checkpoint import MOST_SEGMENTS, CheckpointError, Checkpoints, pack, unpack
+import mtrl.run.checkpoint
 from mtrl.files import write_synced
 from mtrl.replay import TaskReplay
+from mtrl.run.checkpoint import MOST_SEGMENTS, CheckpointError, Checkpoints, pack, unpack
 
 T, CAPACITY = 2, 10
 
@@ -103,7 +103,7 @@ def test_a_checkpoint_writes_only_the_new_rows(checkpoints):
 
 
 def test_rows_are_cut_into_files_of_bounded_size(checkpoints, monkeypatch):
-    monkeypatch.setattr(mtrl.checkpoint, "SEGMENT_BYTES", 3 * T * 9 * 4)
+    monkeypatch.setattr(mtrl.run.checkpoint, "SEGMENT_BYTES", 3 * T * 9 * 4)
     checkpoints.save(1, {}, replay_of(8))
     assert names(checkpoints.folder, "rows*") == [
         f"rows-{a}-{b}.safetensors" for a, b in ((0, 3), (3, 6), (6, 8))
@@ -201,7 +201,7 @@ def test_saving_a_step_again_never_touches_the_files_of_its_older_checkpoint(che
             raise OSError(28, "No space left on device")
         write_synced(path, content)
 
-    monkeypatch.setattr(mtrl.checkpoint, "write_synced", all_but_the_manifest)
+    monkeypatch.setattr(mtrl.run.checkpoint, "write_synced", all_but_the_manifest)
     with pytest.raises(OSError, match="No space"):
         checkpoints.save(1, {"a": 2}, replay)
     assert Checkpoints(checkpoints.folder).load(replay_of(0)) == {"a": 1}

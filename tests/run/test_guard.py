@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import at_step, status, train
 
-from envs.point import PointEnv
 from mtrl import cli
-from mtrl.guard import ZERO_MEASUREMENTS, GuardCallback
+from mtrl.envs.point import PointEnv
 from mtrl.replay import TaskReplay
+from mtrl.run.guard import ZERO_MEASUREMENTS, GuardCallback
 from mtrl.train import Trainer
 
 TASKS = ("point-reach", "point-mirror", "point-swap", "point-turn", "point-opposite")
@@ -146,7 +146,7 @@ def test_a_full_disk_does_not_hide_a_divergence(tmp_path, monkeypatch, capfd):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mtrl.guard.write_synced", full)
+    monkeypatch.setattr("mtrl.run.guard.write_synced", full)
     at_step(monkeypatch, 61, spoil("critic", float("nan")))
     assert train(tmp_path / "run") == 3
     assert "no evidence" in capfd.readouterr().err

@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from mtrl.conflict import Conflict
 from mtrl.evaluate import Scores, TaskScores, evaluate
-from mtrl.figures import cosine_figure
+from mtrl.results.figures import cosine_figure
 
 if TYPE_CHECKING:
     from mtrl.train import Trainer

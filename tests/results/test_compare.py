@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import bootstrap
 
 from mtrl import cli
-from mtrl.compare import (
+from mtrl.config import ConfigError
+from mtrl.results.compare import (
     bootstrap_interval,
     group,
     interquartile_mean,
@@ -18,7 +19,6 @@ from mtrl.compare import (
     read_curve,
     summarise,
 )
-from mtrl.config import ConfigError
 
 TASKS = ("a", "b")
 

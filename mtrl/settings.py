@@ -14,12 +14,12 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from envs import Protocol, preset_fields
 from mtrl.config import ConfigError, TrainConfig, nearest
+from mtrl.envs import Protocol, preset_fields
 from mtrl.machine import choose_kernels, choose_precision, choose_threads
 
 # in a wheel the configs lie inside the package, in a checkout beside it
-CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 MOST_BYTES, MOST_VALUES = 2**20, 10_000  # of a config file
 WORDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "tuple": "a list",

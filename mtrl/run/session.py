@@ -12,10 +12,14 @@ import yaml
 from rich.console import Console
 from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
 
-from envs import SuiteError
-from envs.protocol import NotFiniteError, WorkerDiedError
-from envs.vec import SuiteVecEnv
-from mtrl.callbacks import (
+from mtrl.conflict import Conflict
+from mtrl.envs import SuiteError
+from mtrl.envs.protocol import NotFiniteError, WorkerDiedError
+from mtrl.envs.vec import SuiteVecEnv
+from mtrl.evaluate import Scores
+from mtrl.files import write_synced
+from mtrl.results.tables import scores_table
+from mtrl.run.callbacks import (
     CheckpointCallback,
     ConflictCallback,
     EvaluationCallback,
@@ -25,14 +29,10 @@ from mtrl.callbacks import (
     leave_lost_outputs,
     tell,
 )  # fmt: skip
-from mtrl.checkpoint import CheckpointError, generators_state, set_generators_state, with_arrays
-from mtrl.commands.parser import Request, flat_items, one_line
-from mtrl.commands.tables import scores_table
-from mtrl.conflict import Conflict
-from mtrl.evaluate import Scores
-from mtrl.files import write_synced
-from mtrl.guard import Diverged, GuardCallback
-from mtrl.runfolder import RunFolder, describe_run
+from mtrl.run.checkpoint import CheckpointError, generators_state, set_generators_state, with_arrays
+from mtrl.run.folder import RunFolder, describe_run
+from mtrl.run.guard import Diverged, GuardCallback
+from mtrl.settings import Request, flat_items, one_line
 from mtrl.train import Trainer
 
 FAILED, DIVERGED, INTERRUPTED = 1, 3, 4

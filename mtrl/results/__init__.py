@@ -1,0 +1,1 @@
+"""What runs say: statistics over seeds, tables, figures."""
