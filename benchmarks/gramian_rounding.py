@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from mtrl.kernels import gramian
+from mtrl.fast.chain import gramian
 from mtrl.optimizers import OPTIMIZERS, GramianMethod, make_optimizer
 
 T, P, DRAWS = 10, 400 * 400, 5

@@ -6,7 +6,7 @@
     gradient methods :  vmap( grad(loss) )                 -> one row per task   [T, P]
 
 :data:`PLAIN` computes them as they are written. :data:`FACTORED` is the fast path to the same numbers
-(:mod:`mtrl.factored`).
+(:mod:`mtrl.fast.factored`).
 
 A one-task loss is ``loss(params, *inputs) -> (scalar, aux)``. It sees one task: its slice of the
 private parameters, its rows of the batch, its noise. Every input has the task as its first axis,
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
-from mtrl.factored import Rows, all_at_once, detached, factored_gradients
+from mtrl.fast.factored import Rows, all_at_once, detached, factored_gradients
 from mtrl.networks import Parameters
 from mtrl.optimizers import GramianMethod, MultiTaskOptimizer, RowMethod, Scalarization
 

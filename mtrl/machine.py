@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 
 from mtrl.config import ConfigError
-from mtrl.kernels import Kind
+from mtrl.fast import rows
 
 Precision = Literal["fp32", "bf16"]
+Kind = Literal["plain", "torch", "onednn"]
 CPUINFO = "/proc/cpuinfo"
 LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -41,7 +42,7 @@ def choose_kernels(kernels: Kind | Literal["auto"], device: torch.device) -> Kin
         ConfigError: onednn was asked for and is not there.
     """
     there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    possible = device.type == "cpu" and there
+    possible = device.type == "cpu" and there and rows.available()
     if kernels == "onednn" and not possible:
         raise ConfigError(
             f"agent.kernels: 'onednn' is not there on {device.type} with this torch; use torch, plain or auto"

@@ -24,15 +24,10 @@ from torch import Tensor, nn
 
 from mtrl.categorical import atoms_on, cross_entropy, expectation, hl_gauss, project, two_hot
 from mtrl.config import ActorConfig, CriticConfig, NetworkConfig
-from mtrl.kernels import Kernels, PlainKernels
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu, "tanh": torch.tanh, "silu": F.silu, "gelu": F.gelu, "elu": F.elu,
-}  # fmt: skip
+from mtrl.layers import Layer, LayerRunner, PlainLayers
 
 TaskInput = Literal["one_hot", "embedding", "heads", "none"]
 Masks = tuple[Tensor, ...]
-PLAIN = PlainKernels()
 
 
 class MLP(nn.Module):
@@ -43,55 +38,41 @@ class MLP(nn.Module):
 
     Args:
         output_gain: gain of the last layer under ``init="orthogonal"``.
-        kernels: what computes the layers; weights, statistics and output are float32 all the same.
     """
 
-    def __init__(
-        self, in_dim: int, out_dim: int, config: NetworkConfig, output_gain: float = 1.0,
-        kernels: Kernels = PLAIN,
-    ) -> None:  # fmt: skip
+    def __init__(self, in_dim: int, out_dim: int, config: NetworkConfig, output_gain: float = 1.0) -> None:
         super().__init__()
-        self.kernels = kernels
+        self.run: LayerRunner = PlainLayers()
         self.plain = len(config.hidden)  # that many layers come before the blocks
+        self.activation = config.activation
         widths = [in_dim, *config.widths]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(b) for b in config.widths) if config.layer_norm else None
         self.output = nn.Linear(widths[-1], out_dim)
-        self.activation = ACTIVATIONS[config.activation]
-        self.relu = config.activation == "relu"
         for layer in (*self.hidden, self.output):
             assert isinstance(layer, nn.Linear)
             initialise(layer, config.init, output_gain if layer is self.output else math.sqrt(2))
 
     def forward(self, x: Tensor, masks: Masks = ()) -> Tensor:
         """``[..., in_dim]`` → ``[..., out_dim]``; one mask ``[..., width]`` per layer but the last, or none."""
-        for i in range(self.plain):
-            x = self._layer(i, x, masks, activate=True)
-        for i in range(self.plain, len(self.hidden), 2):
-            residual = self._layer(i + 1, self._layer(i, x, masks, activate=True), masks, activate=False)
-            x = _accurate(x) + _accurate(residual)
-        return _accurate(self.kernels.linear(x, self.output.weight, self.output.bias))
+        layers = [self._layer(i, masks) for i in range(len(self.hidden))]
+        output = Layer(self.output.weight, self.output.bias)
+        if self.plain == len(layers):
+            return self.run(x, [*layers, output])
+        x = self.run(x, layers[: self.plain])
+        for first, second in zip(layers[self.plain :: 2], layers[self.plain + 1 :: 2], strict=True):
+            x = x + self.run(x, [first, second._replace(activation=None)])
+        return self.run(x, [output])
 
-    def _layer(self, i: int, x: Tensor, masks: Masks, activate: bool) -> Tensor:
-        layer, relu = self.hidden[i], activate and self.relu
-        assert isinstance(layer, nn.Linear)
-        last = self.norms is None and not masks  # nothing stands between product and activation
-        x = self.kernels.linear(x, layer.weight, layer.bias, relu and last)
-        if masks:
-            x = _accurate(x) * masks[i]
-        if self.norms is not None:
-            norm = self.norms[i]
-            assert isinstance(norm, nn.LayerNorm)
-            # a result that goes straight into the next product is rounded for it here, no other is
-            x = self.kernels.layer_norm(x if relu else _accurate(x), norm.weight, norm.bias, relu)
-        elif relu and masks:
-            x = torch.relu(x)
-        return self.activation(_accurate(x)) if activate and not self.relu else x
-
-
-def _accurate(x: Tensor) -> Tensor:
-    """In float32 where it came in less: what is not a product or its direct input is never rounded."""
-    return x.float() if x.dtype == torch.bfloat16 else x
+    def _layer(self, i: int, masks: Masks) -> Layer:
+        linear, mask = self.hidden[i], masks[i] if masks else None
+        assert isinstance(linear, nn.Linear)
+        layer = Layer(linear.weight, linear.bias, activation=self.activation, mask=mask)
+        if self.norms is None:
+            return layer
+        norm = self.norms[i]
+        assert isinstance(norm, nn.LayerNorm)
+        return layer._replace(gamma=norm.weight, beta=norm.bias)
 
 
 def initialise(layer: nn.Linear, init: Literal["torch", "xavier", "orthogonal"], gain: float) -> None:
@@ -149,11 +130,11 @@ class Actor(TaskNetwork):
 
     def __init__(
         self, obs_dim: int, action_dim: int, num_tasks: int, config: ActorConfig,
-        task_input: TaskInput = "one_hot", embedding_dim: int = 32, kernels: Kernels = PLAIN,
+        task_input: TaskInput = "one_hot", embedding_dim: int = 32,
     ) -> None:  # fmt: skip
         super().__init__(num_tasks, task_input, embedding_dim)
         self.config = config
-        self.net = MLP(obs_dim + self.task_dim, 2 * action_dim, config, output_gain=0.01, kernels=kernels)
+        self.net = MLP(obs_dim + self.task_dim, 2 * action_dim, config, output_gain=0.01)
 
     def forward(self, obs: Tensor, task: Tensor, masks: Masks = ()) -> tuple[Tensor, Tensor]:
         """``obs [B, D]``, one-hot ``task [T]`` → mean ``[B, A]``, log_std ``[B, A]``."""
@@ -176,15 +157,14 @@ class Critic(TaskNetwork):
 
     def __init__(
         self, obs_dim: int, action_dim: int, num_tasks: int, config: CriticConfig,
-        task_input: TaskInput = "one_hot", embedding_dim: int = 32, kernels: Kernels = PLAIN,
+        task_input: TaskInput = "one_hot", embedding_dim: int = 32,
     ) -> None:  # fmt: skip
         super().__init__(num_tasks, task_input, embedding_dim)
         self.config = config
         self.categorical = config.loss != "squared"
         outputs = config.atoms if self.categorical else 1
         self.nets = nn.ModuleList(
-            MLP(obs_dim + action_dim + self.task_dim, outputs, config, kernels=kernels)
-            for _ in range(config.ensemble)
+            MLP(obs_dim + action_dim + self.task_dim, outputs, config) for _ in range(config.ensemble)
         )
 
     def forward(self, obs: Tensor, action: Tensor, task: Tensor, masks: Masks = ()) -> Tensor:

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from mtrl.config import AgentConfig, NetworkConfig
 from mtrl.conflict import measure_conflict
+from mtrl.fast.chain import Chains
 from mtrl.gradients import FACTORED, PLAIN, Gradient, multitask_gradient
-from mtrl.kernels import make_kernels
+from mtrl.layers import PlainLayers
 from mtrl.machine import choose_kernels, choose_precision
-from mtrl.networks import Actor, Critic, Masks, Parameters, call, make_parameters, squashed_sample
+from mtrl.networks import MLP, Actor, Critic, Masks, Parameters, call, make_parameters, squashed_sample
 from mtrl.optimizers import MultiTaskOptimizer, Scalarization, make_optimizer
 from mtrl.policy import Policy
 from mtrl.replay import Batch
@@ -151,17 +152,21 @@ class MTSAC:
         precision = choose_precision(config.precision, device)
         kind = choose_kernels(config.kernels, device)
         self.path = PLAIN if kind == "plain" else FACTORED
-        kernels = make_kernels(kind, torch.bfloat16 if precision == "bf16" else torch.float32)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        run = PlainLayers(dtype) if kind == "plain" else Chains(dtype, onednn=kind == "onednn")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             actor, self.actor = make_parameters(
-                lambda: Actor(obs_dim, action_dim, T, config.actor, *task, kernels), T, device
+                lambda: Actor(obs_dim, action_dim, T, config.actor, *task), T, device
             )
             critic, self.critic = make_parameters(
-                lambda: Critic(obs_dim, action_dim, T, config.critic, *task, kernels), T, device
+                lambda: Critic(obs_dim, action_dim, T, config.critic, *task), T, device
             )
         assert isinstance(actor, Actor)
         assert isinstance(critic, Critic)
+        for module in (*actor.modules(), *critic.modules()):
+            if isinstance(module, MLP):
+                module.run = run
         self.nets = Networks(actor, critic)
         self.target = self.critic.map(lambda p: p.detach().clone())
         log_alpha = {

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrl.factored import FactoredRows, all_at_once, factored_gradients
+from mtrl.fast.chain import Factors
+from mtrl.fast.factored import FactoredRows, all_at_once, factored_gradients
 from mtrl.gradients import (
     BY_LOOP,
     FACTORED,
@@ -24,7 +25,6 @@ from mtrl.gradients import (
     per_task_gradients_by_loop,
     task_share,
 )
-from mtrl.kernels import Factors
 from mtrl.networks import Parameters
 from mtrl.optimizers import make_optimizer
 from mtrl.sac import actor_loss, critic_loss
@@ -245,7 +245,7 @@ def test_the_factored_path_gives_the_same_gradients_gramian_and_combination(
 
 
 def test_rows_beyond_the_limit_are_not_kept(case, monkeypatch):
-    monkeypatch.setattr("mtrl.factored.MOST_KEPT", 0)
+    monkeypatch.setattr("mtrl.fast.factored.MOST_KEPT", 0)
     _, params, inputs = case("critic", "one_hot")
     fused, *_ = case("critic", "one_hot", kernels="torch")
     tasks = factored_gradients(fused, params, *inputs)
@@ -293,7 +293,7 @@ def test_a_loss_that_reduces_over_tasks_is_refused_by_the_factored_path():
 
 def test_a_shared_parameter_outside_of_the_fused_layers_is_refused_by_name():
     params = Parameters({"scale": torch.ones(1, requires_grad=True)}, {})
-    with pytest.raises(ValueError, match="scale is used outside of the fused layers"):
+    with pytest.raises(ValueError, match="scale is used outside of its network"):
         factored_gradients(lambda p, x: ((x * p.shared["scale"]).mean(-1), x), params, torch.ones(T, B))
 
 

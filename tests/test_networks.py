@@ -12,9 +12,8 @@ from torch.distributions.transforms import TanhTransform
 from torch.func import functional_call, grad
 
 from mtrl.config import ActorConfig, CriticConfig, NetworkConfig
-from mtrl.kernels import PlainKernels
+from mtrl.layers import ACTIVATIONS, PlainLayers
 from mtrl.networks import (
-    ACTIVATIONS,
     MLP,
     Actor,
     Critic,
@@ -73,7 +72,8 @@ def test_a_hidden_layer_is_linear_then_mask_then_layer_norm_then_activation(acti
 def test_bf16_products_leave_the_output_and_the_gradient_in_float32():
     torch.manual_seed(0)
     config = NetworkConfig(hidden=(32,), layer_norm=True)
-    plain, rounded = MLP(D, 2, config), MLP(D, 2, config, kernels=PlainKernels(torch.bfloat16))
+    plain, rounded = MLP(D, 2, config), MLP(D, 2, config)
+    rounded.run = PlainLayers(torch.bfloat16)
     parameters, x = dict(plain.named_parameters()), torch.randn(50, D)
 
     def loss(p: dict[str, Tensor], net: MLP) -> Tensor:

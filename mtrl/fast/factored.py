@@ -1,7 +1,7 @@
 """The fast path to per-task gradients: all tasks in one call, and each layer's factors instead of a Jacobian.
 
 The loss is called once on the arguments of all tasks, and one backward pass of the losses' sum leaves at each
-layer the factors of every task's gradient (:mod:`mtrl.kernels`). A Gramian is summed up layer by layer, and
+layer the factors of every task's gradient (:mod:`mtrl.fast.chain`). A Gramian is summed up layer by layer, and
 the combined gradient is one product per layer, so that a large Jacobian is never held.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from mtrl.kernels import Factors, gramian, taped
+from mtrl.fast.chain import Factors, gramian, taped
 from mtrl.networks import Parameters
 
 Rows = dict[str, Tensor]  # the Jacobian, [T, *shape] per shared parameter
@@ -85,10 +85,10 @@ def all_at_once(function: Callable[..., Any], *args: Any) -> Any:
 def factored_gradients(
     loss: Callable[..., tuple[Tensor, Any]], params: Parameters, *inputs: Any
 ) -> FactoredRows:
-    """Every task's own gradient by one backward pass, for networks built on :class:`mtrl.kernels.FusedKernels`.
+    """Every task's own gradient by one backward pass, for networks that :class:`mtrl.fast.chain.Chains` run.
 
     Raises:
-        ValueError: a shared parameter is used by something else than a fused layer.
+        ValueError: a shared parameter is used by something else than a layer.
     """
     with taped() as tape:
         losses, aux = all_at_once(loss, params, *inputs)
@@ -97,7 +97,9 @@ def factored_gradients(
     grads = dict(zip(names, torch.autograd.grad(losses.sum(), tensors, allow_unused=True), strict=True))
     for name in params.shared:
         if grads[name] is not None:
-            raise ValueError(f"{name} is used outside of the fused layers: agent.kernels = plain takes it")
+            raise ValueError(
+                f"{name} is used outside of its network's layers: agent.kernels = plain takes it"
+            )
     # what the losses do not depend on has left nothing
     shared = {
         name: tape.left[id(p)] if id(p) in tape.left else p.new_zeros(len(losses), *p.shape)

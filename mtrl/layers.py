@@ -1,0 +1,64 @@
+"""One fully connected layer as data, and what it computes in stock torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu, "tanh": torch.tanh, "silu": F.silu, "gelu": F.gelu, "elu": F.elu,
+}  # fmt: skip
+
+
+class Layer(NamedTuple):
+    """Linear → dropout → LayerNorm → activation; what is None is left out.
+
+    Attributes:
+        weight, bias: ``[out, in]`` and ``[out]``.
+        gamma, beta: of the LayerNorm, ``[out]``.
+        activation: a name in :data:`ACTIVATIONS`.
+        mask: what dropout multiplies by, ``[B, out]``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    activation: str | None = None
+    mask: Tensor | None = None
+
+
+LayerRunner = Callable[[Tensor, Sequence[Layer]], Tensor]
+
+
+@dataclass(frozen=True)
+class PlainLayers:
+    """Stock torch. ``dtype`` is of the matrix products; everything else stays in the parameters' dtype."""
+
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, x: Tensor, layers: Sequence[Layer]) -> Tensor:
+        """``x [..., in]`` through the layers: ``[..., out]``."""
+        for layer in layers:
+            x = self.linear(x, layer.weight, layer.bias)
+            if layer.mask is not None:
+                x = x * layer.mask
+            if layer.gamma is not None:
+                x = F.layer_norm(x, layer.gamma.shape, layer.gamma, layer.beta)
+            if layer.activation is not None:
+                x = ACTIVATIONS[layer.activation](x)
+        return x
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """A weight ``[T, out, in]`` takes ``x [T, B, in]``."""
+        wide = x.dtype
+        if self.dtype != torch.float32:  # else in the parameters' dtype: float64 stays exact
+            x, weight, bias = (t.to(self.dtype) for t in (x, weight, bias))
+        if weight.dim() == 3:
+            return torch.baddbmm(bias.unsqueeze(1), x, weight.mT).to(wide)
+        return F.linear(x, weight, bias).to(wide)

@@ -1,0 +1,183 @@
+"""Chains against stock torch: the same function, the same gradients, as close in bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtrl.fast.chain import Chains, Factors, gramian, taped
+from mtrl.fast.rows import norm_forward
+from mtrl.layers import Layer, PlainLayers
+
+T, B, IN, OUT = 3, 6, 5, 4
+CHAINS = [Chains(onednn=False), Chains(onednn=True)]
+SHAPES = {
+    "linear": [{}],
+    "relu": [{"activation": "relu"}],
+    "norm": [{"norm": True}],
+    "norm, relu": [{"norm": True, "activation": "relu"}],
+    "three layers": [{"norm": True, "activation": "relu"}, {"activation": "relu"}, {}],
+    "dropout": [{"mask": True, "norm": True, "activation": "relu"}, {"mask": True, "activation": "tanh"}, {}],
+    "another activation": [{"norm": True, "activation": "silu"}, {"activation": "gelu"}],
+    "a layer per task": [{"norm": True, "activation": "relu"}, {"private": True}],
+}
+
+
+def make_layers(shape: str, dtype: torch.dtype) -> list[Layer]:
+    layers, width = [], IN
+    for own in SHAPES[shape]:
+        many = (T,) if own.get("private") else ()
+
+        def draw(*size: int) -> Tensor:
+            return torch.randn(size, dtype=dtype).requires_grad_()
+
+        gamma, beta = (draw(OUT), draw(OUT)) if own.get("norm") else (None, None)
+        mask = (torch.rand(T, B, OUT) < 0.7).to(dtype) / 0.7 if own.get("mask") else None
+        layers.append(
+            Layer(draw(*many, OUT, width), draw(*many, OUT), gamma, beta, own.get("activation"), mask)  # type: ignore[arg-type]
+        )
+        width = OUT
+    return layers
+
+
+def parameters(layers: list[Layer]) -> list[Tensor]:
+    return [tensor for layer in layers for tensor in layer[:4] if tensor is not None]
+
+
+def tolerance(dtype: torch.dtype) -> dict[str, float]:
+    return {"rtol": 1e-4, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-12}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("chains", CHAINS)
+def test_a_chain_and_its_gradients_are_those_of_stock_torch(chains, dtype, shape):
+    layers, x = make_layers(shape, dtype), torch.randn(T, B, IN, dtype=dtype).requires_grad_()
+    outputs, gradients = [], []
+    for run in (PlainLayers(), chains):
+        y = run(x, layers)
+        outputs.append(y)
+        gradients.append(torch.autograd.grad((y * y.detach().cos()).sum(), [x, *parameters(layers)]))
+    assert outputs[1].dtype == dtype
+    torch.testing.assert_close(outputs[1], outputs[0], **tolerance(dtype))
+    torch.testing.assert_close(gradients[1], gradients[0], **tolerance(dtype))
+
+
+@pytest.mark.parametrize("chains", CHAINS)
+def test_a_layer_with_a_weight_per_task_gives_each_task_its_own(chains):
+    x, weight, bias = torch.randn(T, B, IN), torch.randn(T, OUT, IN), torch.randn(T, OUT)
+    y = chains(x, [Layer(weight, bias)])
+    for t in range(T):
+        torch.testing.assert_close(y[t], F.linear(x[t], weight[t], bias[t]))
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "a layer per task"])
+@pytest.mark.parametrize(
+    ("dtype", "chains"),
+    [(torch.float64, CHAINS[0]), (torch.float32, CHAINS[0]), (torch.float32, CHAINS[1])],
+)
+def test_a_tape_has_what_each_tasks_own_backward_pass_gives(dtype, chains, shape):
+    layers, x = make_layers(shape, dtype), torch.randn(T, B, IN, dtype=dtype)
+    with taped() as tape:
+        losses = chains(x, layers).square().sum((1, 2))
+    tape.num_tasks = T
+    found = torch.autograd.grad(losses.sum(), parameters(layers), allow_unused=True)
+    assert found == (None,) * len(found)
+    for t in range(T):
+        own = [layer if layer.mask is None else layer._replace(mask=layer.mask[t]) for layer in layers]
+        loss = PlainLayers()(x[t], own).square().sum()
+        for parameter, alone in zip(
+            parameters(layers), torch.autograd.grad(loss, parameters(layers)), strict=True
+        ):
+            left = tape.left[id(parameter)]
+            row = (left.rows() if isinstance(left, Factors) else left)[t]
+            torch.testing.assert_close(row, alone, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("chains", CHAINS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_in_a_row_stays_so_in_this_row_alone(chains, dtype):
+    layers = make_layers("three layers", torch.float32)
+    x = torch.randn(T, B, IN)
+    x[1, 2, 0] = torch.nan
+    y = replace(chains, dtype=dtype)(x, layers)
+    assert y[1, 2].isnan().all()
+    y[1, 2] = 0
+    assert y.isfinite().all()
+
+
+def test_rounding_to_bfloat16_is_torchs():
+    x = torch.randn(7, 64).bfloat16()
+    gamma, beta = torch.rand(64), torch.randn(64)
+    ours, *_ = norm_forward(x, gamma, beta, relu=True, compiled=True)
+    exact, *_ = norm_forward(x.float(), gamma, beta, relu=True, compiled=True)
+    assert torch.equal(ours, exact.bfloat16())
+
+
+@pytest.mark.parametrize("tasks", [1, 10, 20, 21, 50])
+@pytest.mark.parametrize("onednn", [False, True])
+def test_a_gramian_in_parts_is_the_gramian(tasks, onednn):
+    rows = torch.randn(tasks, 70)
+    torch.testing.assert_close(gramian(rows, onednn), rows @ rows.T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_parameter_in_two_layers_is_refused_on_a_tape():
+    x, weight, bias = torch.randn(T, B, IN), torch.randn(IN, IN, requires_grad=True), torch.randn(IN)
+    with taped() as tape:
+        y = Chains()(x, [Layer(weight, bias), Layer(weight, bias)])
+    tape.num_tasks = T
+    with pytest.raises(ValueError, match="two layers"):
+        y.sum().backward()
+
+
+def errors_of_bfloat16(measure: Callable[[str, str, int], Tensor]) -> tuple[float, float, float]:
+    """How far the plain and the fused bfloat16 path are from float32, and its norm; sums over five seeds."""
+    plain = fused = whole = 0.0
+    for seed in range(5):
+        exact = measure("plain", "fp32", seed)
+        whole += exact.norm().item()
+        plain += (measure("plain", "bf16", seed) - exact).norm().item()
+        fused += (measure("onednn", "bf16", seed) - exact).norm().item()
+    return plain, fused, whole
+
+
+@pytest.mark.parametrize("network", ["critic", "actor"])
+@pytest.mark.parametrize("stabilised", [{}, {"layer_norm": True}, {"dropout": 0.2}, {"blocks": 1}], ids=str)
+def test_in_bfloat16_the_fused_gradient_is_as_near_to_float32_as_the_plain_one(
+    make_agent, make_batch, network, stabilised
+):
+    def gradient(kernels: str, precision: str, seed: int) -> Tensor:
+        own = {"init": "torch", "layer_norm": False, **stabilised}
+        agent = make_agent(
+            3, hidden=(64,), actor=own, critic=own, kernels=kernels, precision=precision, seed=seed
+        )
+        agent.update(make_batch(3, 32, seed), agent.draw_noise(32))
+        return torch.cat([p.grad.flatten() for _, p in getattr(agent, network).tensors()])
+
+    plain, fused, whole = errors_of_bfloat16(gradient)
+    assert 0 < plain < 0.1 * whole
+    assert fused < 1.3 * plain
+
+
+def test_in_bfloat16_the_factored_gramian_is_as_near_to_float32_as_the_plain_one(make_agent, make_batch):
+    def gramian_of(kernels: str, precision: str, seed: int) -> Tensor:
+        agent = make_agent(20, hidden=(64,), kernels=kernels, precision=precision, seed=seed)
+        batch, noise = make_batch(20, 16, seed), agent.draw_noise(16)
+        return agent.update(batch, noise, diagnose=True)["conflict_critic"].gramian
+
+    plain, fused, whole = errors_of_bfloat16(gramian_of)
+    assert 0 < plain < 0.05 * whole
+    assert fused < 1.5 * plain + 0.005 * whole  # each layer's share is rounded once, to 8 bits
+
+
+def test_outputs_of_a_bfloat16_network_are_float32_whatever_the_kernels(make_agent, make_batch):
+    for kernels in ("plain", "torch", "onednn"):
+        agent = make_agent(kernels=kernels, precision="bf16")
+        metrics = agent.update(make_batch())
+        assert metrics["critic_loss"].dtype == torch.float32
+        assert all(p.dtype == torch.float32 for _, p in agent.critic.tensors())
