@@ -1,0 +1,160 @@
+"""The passes of :mod:`mtrl.fast.rows`, compiled by numba. Importing this needs numba, and compiles or reads its cache.
+
+Arguments are addresses of contiguous arrays. ``x``, ``out``, ``d`` and ``dx`` are ``[R, n]`` of float32 or bfloat16,
+which numba knows as uint16; ``gamma``, ``beta`` ``[n]``, ``mean``, ``rstd`` ``[R]`` and ``sums`` ``[T, 3, n]`` are
+float32.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import carray, types
+from numba.extending import overload
+
+EPS = 1e-5  # torch's default
+REORDER = {"reassoc", "contract", "nsz", "arcp"}  # sums fill a vector register; what is not finite stays so
+ZERO, ONE, HALF = np.float32(0), np.float32(1), np.uint32(16)
+
+
+def load(row: Any, bits: Any) -> None:
+    """A row's numbers as the bits of float32."""
+
+
+def store(bits: Any, row: Any) -> None:
+    """The way back: rounded to the nearest, ties to even."""
+
+
+@overload(load, inline="always", jit_options={"fastmath": REORDER})  # type: ignore[untyped-decorator]
+def _load(row: Any, bits: Any) -> Callable[[Any, Any], None]:
+    if row.dtype == types.uint16:  # a bfloat16 is the upper half of a float32
+
+        def of_half(row: Any, bits: Any) -> None:
+            for i in range(len(bits)):
+                bits[i] = np.uint32(row[i]) << HALF
+
+        return of_half
+
+    def of_whole(row: Any, bits: Any) -> None:
+        values = bits.view(np.float32)
+        for i in range(len(bits)):
+            values[i] = row[i]
+
+    return of_whole
+
+
+@overload(store, inline="always", jit_options={"fastmath": REORDER})  # type: ignore[untyped-decorator]
+def _store(bits: Any, row: Any) -> Callable[[Any, Any], None]:
+    if row.dtype == types.uint16:
+
+        def to_half(bits: Any, row: Any) -> None:
+            for i in range(len(bits)):
+                u = bits[i]
+                row[i] = np.uint16((u + np.uint32(0x7FFF) + ((u >> HALF) & np.uint32(1))) >> HALF)
+
+        return to_half
+
+    def to_whole(bits: Any, row: Any) -> None:
+        values = bits.view(np.float32)
+        for i in range(len(bits)):
+            row[i] = values[i]
+
+    return to_whole
+
+
+def forward(
+    x_: Any, gamma_: Any, beta_: Any, out_: Any, mean_: Any, rstd_: Any, rows: int, n: int, relu: int
+) -> None:
+    x, out = carray(x_, (rows, n)), carray(out_, (rows, n))
+    gamma, beta = carray(gamma_, n), carray(beta_, n)
+    means, rstds = carray(mean_, rows), carray(rstd_, rows)
+    bits = np.empty(n, np.uint32)
+    v = bits.view(np.float32)
+    low = ZERO if relu else -np.float32(np.inf)
+    for r in range(rows):
+        load(x[r], bits)
+        total = ZERO
+        for i in range(n):
+            total += v[i]
+        mean = total / np.float32(n)
+        squares = ZERO
+        for i in range(n):
+            squares += (v[i] - mean) * (v[i] - mean)
+        rstd = ONE / np.sqrt(squares / np.float32(n) + np.float32(EPS))
+        for i in range(n):
+            y = (v[i] - mean) * rstd * gamma[i] + beta[i]
+            v[i] = low if y < low else y  # nan stays nan
+        store(bits, out[r])
+        means[r] = mean
+        rstds[r] = rstd
+
+
+def backward(
+    d_: Any, x_: Any, out_: Any, mean_: Any, rstd_: Any, gamma_: Any, dx_: Any, sums_: Any,
+    tasks: int, rows: int, n: int, relu: int, wanted: int,
+) -> None:  # fmt: skip
+    shape = (tasks * rows, n)
+    d, x = carray(d_, shape), carray(x_, shape)
+    out, dx = carray(out_, shape), carray(dx_, shape)
+    gamma, sums = carray(gamma_, n), carray(sums_, (tasks, 3, n))
+    means, rstds = carray(mean_, tasks * rows), carray(rstd_, tasks * rows)
+    d_bits, x_bits, o_bits = np.empty(n, np.uint32), np.empty(n, np.uint32), np.empty(n, np.uint32)
+    g, h, o = d_bits.view(np.float32), x_bits.view(np.float32), o_bits.view(np.float32)
+    for t in range(tasks):
+        to_gamma, to_beta, to_bias = sums[t, 0], sums[t, 1], sums[t, 2]
+        if wanted:
+            sums[t] = ZERO
+        for r in range(t * rows, (t + 1) * rows):
+            load(d[r], d_bits)
+            load(x[r], x_bits)
+            mean, rstd = means[r], rstds[r]
+            if relu:
+                load(out[r], o_bits)
+                for i in range(n):
+                    g[i] = ZERO if o[i] <= ZERO else g[i]
+            first, second = ZERO, ZERO
+            for i in range(n):
+                h[i] = (h[i] - mean) * rstd
+                first += g[i] * gamma[i]
+                second += g[i] * gamma[i] * h[i]
+            first /= np.float32(n)
+            second /= np.float32(n)
+            if wanted:
+                for i in range(n):
+                    to_gamma[i] += g[i] * h[i]
+                    to_beta[i] += g[i]
+                    g[i] = (g[i] * gamma[i] - first - h[i] * second) * rstd
+                    to_bias[i] += g[i]
+            else:
+                for i in range(n):
+                    g[i] = (g[i] * gamma[i] - first - h[i] * second) * rstd
+            store(d_bits, dx[r])
+
+
+def _compile(function: Callable[..., None], kinds: list[Any]) -> Callable[..., None]:
+    signature = types.void(*kinds)
+    try:
+        made = numba.cfunc(signature, fastmath=REORDER, cache=True)(function)
+    except RuntimeError:  # nowhere to keep a cache
+        made = numba.cfunc(signature, fastmath=REORDER)(function)
+    KEPT.append(made)
+    plain = {types.int64: ctypes.c_int64, types.int8: ctypes.c_int8}
+    return ctypes.CFUNCTYPE(None, *(plain.get(kind, ctypes.c_void_p) for kind in kinds))(made.address)
+
+
+KEPT: list[Any] = []  # code lives as long as its object does
+FORWARD: dict[torch.dtype, Callable[..., None]] = {}
+BACKWARD: dict[torch.dtype, Callable[..., None]] = {}
+for _dtype, _number in ((torch.float32, types.float32), (torch.bfloat16, types.uint16)):
+    _many, _exact = types.CPointer(_number), types.CPointer(types.float32)
+    _sizes, _flag = [types.int64, types.int64], types.int8
+    FORWARD[_dtype] = _compile(forward, [_many, _exact, _exact, _many, _exact, _exact, *_sizes, _flag])
+    BACKWARD[_dtype] = _compile(
+        backward,
+        [_many, _many, _many, _exact, _exact, _exact, _many, _exact, types.int64, *_sizes, _flag, _flag],
+    )
