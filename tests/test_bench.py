@@ -6,19 +6,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from plain_update import PlainUpdate, flat
 from tiny_runs import POINT
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtrl.bench import measure, settings, tune, updates
 from mtrl.bench.flops import update_flops
 from mtrl.bench.peak import find_peak
-from mtrl.bench.plain import PlainUpdate, flat
 from mtrl.bench.settings import BARS, OF_TRAINING, SETTINGS, Setting, agent_config, make_agent, make_batch
 from mtrl.cli import main
 from mtrl.commands import bench, bench_training
@@ -31,6 +32,7 @@ TINY = {
     "S": Setting(tasks=3, rows=4, hidden=(8, 8)),
     "L": Setting(tasks=3, rows=4, hidden=(8, 8), layer_norm=True),
     "F": Setting(tasks=5, rows=2, hidden=(8, 8)),
+    "R": Setting(tasks=3, rows=4, hidden=(8, 8), embedding=4, threads=1),
 }
 SHAPE = [(8, 8, 8)]
 
@@ -109,7 +111,15 @@ def test_flops_are_those_counted_by_hand() -> None:
     assert update_flops(Setting(tasks=1, rows=1, hidden=(1,))) == expected == 1048
 
 
-@pytest.mark.parametrize("letter", SETTINGS)
+def test_flops_of_an_embedding_are_those_of_its_width_and_of_its_gradient() -> None:
+    """Of 5 numbers, where the one-hot of one task has 1: 4 more inputs in 2 actors, 6 critics and the weights
+    of 2 critics and the actor; and the gradient of 5 inputs by 2 critics' losses and the actor's."""
+    one = Setting(tasks=1, rows=1, hidden=(1,))
+    more = update_flops(replace(one, embedding=5)) - update_flops(one)
+    assert more == 2 * (4 * (2 + 6 + 2 + 1) + 5 * 3)
+
+
+@pytest.mark.parametrize("letter", [k for k, setting in SETTINGS.items() if setting.embedding is None])
 def test_flops_agree_with_torch_s_counter(letter: str) -> None:
     setting = SETTINGS[letter]
     update, batch = PlainUpdate(setting), flat(make_batch(setting.tasks, setting.rows))
@@ -180,7 +190,7 @@ def test_bars_of_bf16_are_void_where_it_is_emulated(
     assert main(["bench", "--json", "-", "--rounds", "1"]) == 0
     ratios = json.loads(capsys.readouterr().out)["ratios"]
     none = {key for key, ratio in ratios.items() if ratio["bar"] is None}
-    assert none == {k for k in BARS if "bf16" in k or "auto" in k} | {"loop_pcgrad_over_unitary_fp32_S"}
+    assert none == {k for k, limit in BARS.items() if "bf16" in k or limit is None}
     assert main(["bench", "--quick", "--rounds", "1"]) == 0
     assert "void" in capsys.readouterr().out
 

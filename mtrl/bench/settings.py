@@ -11,6 +11,7 @@ from mtrl.config import ActorConfig, AgentConfig, CriticConfig, TemperatureConfi
 from mtrl.machine import bf16_is_fast
 from mtrl.replay import Batch
 from mtrl.sac import MTSAC
+from mtrl.settings import parse_train
 
 OBSERVATION, ACTION = 39, 4  # Meta-World's D, without the one-hot, and A
 
@@ -19,27 +20,47 @@ METHODS = ("pcgrad", "cagrad", "mgda", "imtl_g")
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes of an update: T tasks, B rows of each, and the hidden widths of actor and twin critics."""
+    """Sizes of an update.
+
+    Attributes:
+        tasks, rows: T, and B rows of each.
+        hidden: widths of actor and twin critics.
+        embedding: numbers that tell a network its task; None is the one-hot.
+        config: a shipped config whose agent it is, all of it.
+        threads: None is the command's.
+    """
 
     tasks: int = 10
     rows: int = 128
     hidden: tuple[int, ...] = (400, 400, 400)
     layer_norm: bool = False
+    embedding: int | None = None
+    config: str | None = None
+    threads: int | None = None
 
 
-SETTINGS = {"S": Setting(), "L": Setting(layer_norm=True), "F": Setting(tasks=50, rows=26)}
+SETTINGS = {
+    "S": Setting(),
+    "L": Setting(layer_norm=True),
+    "F": Setting(tasks=50, rows=26),
+    "R": Setting(
+        rows=32, hidden=(256, 256, 256), layer_norm=True, embedding=32, config="mt10_fast", threads=1
+    ),
+}
 
 BARS: dict[str, float | None] = {
-    "unitary_bf16_over_floor": 1.7,
-    "unitary_fp32_over_floor": 1.5,
-    "unitary_auto_over_plain_S": 0.40,
-    "unitary_auto_over_plain_L": 0.45,
+    "unitary_bf16_over_floor_S": 1.5,
+    "unitary_fp32_over_floor_S": 1.5,
+    "unitary_bf16_over_floor_R": 1.8,
+    "unitary_fp32_over_floor_R": 1.4,
     **{f"{method}_over_unitary_fp32_S": 1.3 for method in METHODS},
     **{f"{method}_over_unitary_fp32_L": 1.3 for method in METHODS},
     **{f"{method}_over_unitary_fp32_F": 1.7 for method in METHODS},
     **{f"{method}_over_unitary_bf16_S": 1.5 for method in METHODS},
     **{f"{method}_over_unitary_bf16_L": 1.5 for method in METHODS},
     **{f"{method}_over_unitary_bf16_F": 2.0 for method in METHODS},
+    **{f"{method}_over_unitary_bf16_R": 1.25 for method in METHODS},
+    **{f"{method}_over_unitary_fp32_R": None for method in METHODS},
     "graddrop_over_unitary_fp32_S": 1.7,
     "loop_pcgrad_over_unitary_fp32_S": None,
     "replay_over_update": 0.03,
@@ -53,12 +74,12 @@ OF_TRAINING = ("env_step_over_stock", "loop_overhead", "rss_gb_1m")  # what --qu
 
 
 def bar(key: str) -> float | None:
-    """A ratio's bar; those of bf16, and of what precision=auto chooses, are void where bf16 is emulated."""
+    """A ratio's bar; those of bf16 are void where bf16 is emulated."""
     return None if void(key) else BARS[key]
 
 
 def void(key: str) -> bool:
-    return ("bf16" in key or "auto" in key) and not bf16_is_fast()
+    return "bf16" in key and not bf16_is_fast()
 
 
 def choices(key: str) -> tuple[str, ...]:
@@ -67,7 +88,9 @@ def choices(key: str) -> tuple[str, ...]:
 
 
 def agent_config(setting: Setting) -> AgentConfig:
-    """The networks of a setting, and raw rewards, as in an update written by hand."""
+    """A config's agent; or the networks of a setting, and raw rewards, as in an update written by hand."""
+    if setting.config is not None:
+        return parse_train([f"--config={setting.config}"]).config.agent
     return AgentConfig(
         actor=ActorConfig(hidden=setting.hidden, layer_norm=setting.layer_norm),
         critic=CriticConfig(hidden=setting.hidden, layer_norm=setting.layer_norm),

@@ -9,8 +9,7 @@ import torch
 
 from mtrl.bench.flops import update_flops
 from mtrl.bench.measure import Ratio, ratio_of, take_turns
-from mtrl.bench.peak import Peak
-from mtrl.bench.plain import PlainUpdate, flat
+from mtrl.bench.peak import Peak, find_peak
 from mtrl.bench.settings import (
     ACTION,
     METHODS,
@@ -27,7 +26,7 @@ from mtrl.replay import TaskReplay
 
 CAPACITY = 100_000  # transitions of each task that are sampled from
 EMULATED_ROUNDS = 5  # at most, of bf16 where it is emulated: its bars are void, and it is slow
-PRECISIONS = ("fp32", "bf16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def update_ratios(
@@ -45,19 +44,22 @@ def update_ratios(
         say: told what is timed next.
     """
     ratios: dict[str, Ratio] = {}
+    threads = torch.get_num_threads()
     for letter, setting in settings.items():
-        for precision in PRECISIONS:
+        torch.set_num_threads(setting.threads or threads)
+        for precision in DTYPES:
             say(f"updates in {letter}, {precision}")
             turns = rounds if precision == "fp32" or bf16_is_fast() else min(rounds, EMULATED_ROUNDS)
-            ratios |= method_ratios(letter, setting, precision, peaks[precision], turns)
-        if letter != "F":
-            say(f"updates in {letter}, against plain torch")
-            ratios |= plain_ratios(letter, setting, rounds, capacity)
-    return ratios
+            own = setting.threads is not None and setting.threads != threads
+            peak = find_peak(DTYPES[precision]) if own else peaks[precision]
+            ratios |= method_ratios(letter, setting, precision, peak, turns)
+    torch.set_num_threads(threads)
+    say("the replay")
+    return {**ratios, "replay_over_update": replay_ratio(settings["S"], rounds, capacity)}
 
 
 def method_ratios(letter: str, setting: Setting, precision: str, peak: Peak, rounds: int) -> dict[str, Ratio]:
-    """Each method's whole update over unitary's, in one precision; in S also unitary's over the floor."""
+    """Each method's whole update over unitary's, in one precision; in S and R also unitary's over the floor."""
     batch, config = make_batch(setting.tasks, setting.rows), agent_config(setting)
 
     def update(method: str, path: Path | None = None, kernels: str = "auto") -> Callable[[], Any]:
@@ -81,35 +83,21 @@ def method_ratios(letter: str, setting: Setting, precision: str, peak: Peak, rou
             "unitary": update("unitary", kernels="plain"),
         }
         ratios["loop_pcgrad_over_unitary_fp32_S"] = ratio_of(*take_turns(slow, min(rounds, 10)).values())
-    if letter == "S":
+    if letter in "SR":
         # the product is large and empties the caches; before an update comes an update, as in training
         turns = {"floor": peak.product.run, "before": functions["unitary"], "unitary": functions["unitary"]}
         seconds, share = take_turns(turns, rounds), update_flops(setting) / peak.product.flops
         floor = [share * t for t in seconds["floor"]]
-        ratios[f"unitary_{precision}_over_floor"] = ratio_of(seconds["unitary"], floor)
+        ratios[f"unitary_{precision}_over_floor_{letter}"] = ratio_of(seconds["unitary"], floor)
     return ratios
 
 
-def plain_ratios(letter: str, setting: Setting, rounds: int, capacity: int) -> dict[str, Ratio]:
-    """What precision=auto makes of the unitary update over plain torch in fp32; in S also the replay's share."""
-    batch = make_batch(setting.tasks, setting.rows)
-    agent, plain = (
-        make_agent(setting.tasks, agent_config(setting), precision="auto"),
-        PlainUpdate(setting),
-    )
-    rows = flat(batch)
-    functions: dict[str, Callable[[], Any]] = {
-        "auto": lambda: agent.update(batch),
-        "plain": lambda: plain(rows),
-    }
-    if letter == "S":
-        replay = filled_replay(setting.tasks, capacity)
-        functions["replay"] = lambda: replay.sample(setting.rows)
-    seconds = take_turns(functions, rounds)
-    ratios = {f"unitary_auto_over_plain_{letter}": ratio_of(seconds["auto"], seconds["plain"])}
-    if "replay" in seconds:
-        ratios["replay_over_update"] = ratio_of(seconds["replay"], seconds["auto"])
-    return ratios
+def replay_ratio(setting: Setting, rounds: int, capacity: int) -> Ratio:
+    """Sampling a batch over the unitary update that takes it."""
+    batch, agent = make_batch(setting.tasks, setting.rows), make_agent(setting.tasks, agent_config(setting))
+    replay = filled_replay(setting.tasks, capacity)
+    turns = {"replay": lambda: replay.sample(setting.rows), "update": lambda: agent.update(batch)}
+    return ratio_of(*take_turns(turns, rounds).values())
 
 
 def filled_replay(tasks: int, capacity: int) -> TaskReplay:

@@ -21,15 +21,13 @@ from mtrl.bench.optimizers import time_optimizers
 from mtrl.bench.peak import Peak, find_peak
 from mtrl.bench.settings import BARS, SETTINGS, bar, void
 from mtrl.bench.tune import recommended, time_choices
-from mtrl.bench.updates import update_ratios
+from mtrl.bench.updates import DTYPES, update_ratios
 from mtrl.commands.bench_training import training_ratios
 from mtrl.config import ConfigError
 from mtrl.machine import CPUINFO, bf16_is_fast, choose_threads
 from mtrl.results.tables import report_json
 from mtrl.run.folder import versions
 from mtrl.settings import Parser, parse_train
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""A multi-task SAC update in plain torch, as a good engineer would write it by hand: the honest denominator."""
+"""A multi-task SAC update in plain torch, as a good engineer would write it by hand."""
 
 from __future__ import annotations
 
