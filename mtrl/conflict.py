@@ -16,7 +16,7 @@ class Conflict(NamedTuple):
     Attributes:
         gramian: ``[T, T]`` inner products of the tasks' gradients.
         weights: ``[T]`` given to the tasks; NaN where a method acts on coordinates.
-        cosine_to_mean: ``[]`` between the applied direction and the mean gradient.
+        cosine_to_mean: ``[]`` between the applied direction and the mean gradient of the present tasks.
         norm_ratio: ``[]``, the applied direction's norm over the mean gradient's.
     """
 
@@ -49,10 +49,16 @@ class Conflict(NamedTuple):
         }
 
 
-def measure_conflict(tasks: TaskGradients, applied: dict[str, Tensor], weights: Tensor) -> Conflict:
-    """Measure from the tasks' gradients and the applied direction, by parameter name."""
+def measure_conflict(
+    tasks: TaskGradients, applied: dict[str, Tensor], weights: Tensor, share: Tensor
+) -> Conflict:
+    """Measure from the tasks' gradients and the applied direction, by parameter name.
+
+    Args:
+        share: ``[T]``, each task's in the mean: 0 where it is absent, and equal elsewhere.
+    """
     gramian = tasks.gramian()
-    mean = tasks.combine(torch.full_like(weights, 1 / len(weights)))
+    mean = tasks.combine(share)
     applied_norm, mean_norm = _dot(applied, applied).sqrt(), _dot(mean, mean).sqrt()
     return Conflict(
         gramian, weights, _dot(applied, mean) / (applied_norm * mean_norm), applied_norm / mean_norm

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtrl.config import ConfigError
+from mtrl.streams import stream
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -73,7 +74,7 @@ class TaskReplay:
             for name, width in widths.items()
         }
         self.added = 0
-        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.generator = torch.Generator(self.device).manual_seed(stream(seed, "replay"))
         self._first_row = torch.arange(num_tasks, device=self.device).unsqueeze(1) * capacity
 
     @property

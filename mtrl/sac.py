@@ -8,19 +8,19 @@ hand in all tasks at once (:mod:`mtrl.gradients`); with ``agent.kernels: plain``
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mtrl.config import AgentConfig, NetworkConfig
+from mtrl.config import AgentConfig, ConfigError, NetworkConfig
 from mtrl.conflict import measure_conflict
 from mtrl.fast.chain import Chains
-from mtrl.gradients import FACTORED, PLAIN, Gradient, multitask_gradient
+from mtrl.gradients import FACTORED, PLAIN, Gradient, multitask_gradient, task_share
 from mtrl.layers import PlainLayers
 from mtrl.machine import choose_kernels, choose_precision
 from mtrl.networks import MLP, Actor, Critic, Masks, Parameters, call, make_parameters, squashed_sample
@@ -28,6 +28,7 @@ from mtrl.optimizers import MultiTaskOptimizer, Scalarization, make_optimizer
 from mtrl.policy import Policy
 from mtrl.replay import Batch
 from mtrl.rewards import make_reward_scale
+from mtrl.streams import stream
 
 
 class Noise(NamedTuple):
@@ -129,6 +130,7 @@ class MTSAC:
 
     Raises:
         OptimizerError: unknown optimizer or option.
+        ConfigError: a target entropy that no policy can have.
     """
 
     def __init__(
@@ -141,12 +143,14 @@ class MTSAC:
         self.num_tasks = T = len(task_names)
         self.action_dim = action_dim
         self.one_hot = torch.eye(T, device=device)
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.target_entropy = (
-            -float(action_dim)
-            if config.temperature.target_entropy is None
-            else config.temperature.target_entropy
-        )
+        self.generator = torch.Generator(device).manual_seed(stream(seed, "exploration"))
+        wanted, most = config.temperature.target_entropy, action_dim * math.log(2)
+        if wanted is not None and wanted >= most:
+            raise ConfigError(
+                f"agent.temperature.target_entropy: {wanted!r} is not valid; it must be below {most:.3f}, the "
+                f"entropy of uniform actions in [-1, 1] of {action_dim} numbers"
+            )
+        self.target_entropy = -float(action_dim) if wanted is None else wanted
 
         task = (config.task_input, config.embedding_dim)
         precision = choose_precision(config.precision, device)
@@ -155,7 +159,7 @@ class MTSAC:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         run = PlainLayers(dtype) if kind == "plain" else Chains(dtype, onednn=kind == "onednn")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(stream(seed, "networks"))
             actor, self.actor = make_parameters(
                 lambda: Actor(obs_dim, action_dim, T, config.actor, *task), T, device
             )
@@ -184,18 +188,17 @@ class MTSAC:
         self.explorer = Policy(acting, self.actor, task_names, obs_dim, action_dim)
         self.policy = Policy(acting, self.averaged, task_names, obs_dim, action_dim, info)
 
-        def method(name: str, stream: int) -> MultiTaskOptimizer:
+        def method(name: str, network: str) -> MultiTaskOptimizer:
             chosen = (options or {}) if name == optimizer else {}
-            (own,) = np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)  # no other seed's
-            return make_optimizer(name, num_tasks=T, seed=int(own >> 1), **chosen)
+            return make_optimizer(name, num_tasks=T, seed=stream(seed, f"{network} method"), **chosen)
 
-        critic_method = method(optimizer, 0)
+        critic_method = method(optimizer, "critic")
         of_any_sign = "unitary" if critic_method.critic_only else optimizer
         combine = config.temperature.combine and config.temperature.shared  # nothing else is to combine
         self.methods = {
             "critic": critic_method,
-            "actor": method(of_any_sign, 1),
-            "temperature": method(of_any_sign if combine else "unitary", 2),
+            "actor": method(of_any_sign, "actor"),
+            "temperature": method(of_any_sign if combine else "unitary", "temperature"),
         }
         self.steps = {
             "critic": make_adam(self.critic, config.critic),
@@ -314,9 +317,11 @@ class MTSAC:
         }
         if diagnose:
             tasks = path.per_task(loss, params, *inputs)
-            metrics[f"conflict_{name}"] = measure_conflict(tasks, gradient.params.shared, gradient.weights)
+            metrics[f"conflict_{name}"] = measure_conflict(
+                tasks, gradient.params.shared, gradient.weights, task_share(tasks.losses, present)
+            )
         for (_, p), (_, g) in zip(params.tensors(), gradient.params.tensors(), strict=True):
-            p.grad = g
+            p.grad = laid_out_as(p, g)
         if config is not None and config.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_([p for _, p in params.tensors()], config.max_grad_norm)
         self.steps[name].step()
@@ -364,6 +369,13 @@ class MTSAC:
 def follow(average: Parameters, learned: Parameters, tau: float) -> None:
     """``average ← (1 − tau) average + tau learned``, in place: an exponential moving average of weights."""
     torch._foreach_lerp_([p for _, p in average.tensors()], [p for _, p in learned.tensors()], tau)
+
+
+def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient in memory of the parameter's layout: torch's fused optimizers read both as flat memory."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def make_adam(params: Parameters, config: NetworkConfig) -> torch.optim.Adam:

@@ -12,7 +12,8 @@ from mtrl.gradients import Rows, WholeRows
 
 
 def measure(rows: Rows, applied: Rows, weights: torch.Tensor) -> Conflict:
-    return measure_conflict(WholeRows(rows, {}, torch.zeros(len(weights)), None), applied, weights)
+    share = torch.full_like(weights, 1 / len(weights))
+    return measure_conflict(WholeRows(rows, {}, torch.zeros(len(weights)), None), applied, weights, share)
 
 
 def test_two_tasks_by_hand():

@@ -64,7 +64,7 @@ MT50_IMTL = {
     "agent.temperature.learning_rate": 3e-5,
 }  # fmt: skip
 CAGRAD = {  # Liu et al. 2021 (arXiv 2110.14048), its scripts: the mtrl baseline but for the optimizer
-    "optimizer.name": "cagrad", "optimizer.options.c": 0.9, "optimizer.options.solver": "official",
+    "optimizer.name": "cagrad", "optimizer.options.c": 0.9, "optimizer.options.solver": "as_published",
     "optimizer.options.scale": "1+c^2", WD: 0.0, "replay.capacity": 100_000, "agent.reward_scale": "ema",
     "agent.ema_coefficient": 0.001, "agent.temperature.combine": True,
 }  # fmt: skip

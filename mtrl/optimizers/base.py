@@ -72,6 +72,12 @@ def gramian_of(jacobian: Tensor) -> Tensor:
     return products * size * size.T
 
 
+def weighted_sum(weights: Tensor, jacobian: Tensor) -> Tensor:
+    """``weights @ jacobian`` ``[P]``: summed in float64, a block of columns at a time, since large weights cancel."""
+    blocks = torch.split(jacobian, BLOCK, dim=1)
+    return torch.cat([weights.double() @ block.double() for block in blocks]).to(jacobian.dtype)
+
+
 class MultiTaskOptimizer(ABC):
     """Common base: the number of tasks, the generator, validation, state.
 
@@ -182,17 +188,21 @@ class Scalarization(MultiTaskOptimizer):
     def present_weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
         """`weights` for a batch from which tasks may be absent (`present` bool ``[T]``; None: all are there).
 
-        Absent tasks get 0, the others T / (number present) times their weight: the mean over the *present*
-        tasks, of which there is at least one. The losses of absent tasks may be anything, NaN included.
+        Absent tasks get 0, the others their weight over the sum of the present ones': at the scale of the mean
+        over the *present* tasks. Where all present ones have weight 0, all get 0. The losses of absent tasks may
+        be anything, NaN included.
         """
-        if present is None:
-            return self.weights(losses)
         weights = self.weights(losses)
-        scale = self.num_tasks / present.sum().clamp(min=1)
-        return torch.where(present, weights * scale, torch.zeros_like(weights))
+        if present is None:
+            return weights
+        weights = torch.where(present, weights, torch.zeros_like(weights))
+        total = weights.sum()
+        return weights / torch.where(total > 0, total, torch.ones_like(total))
 
     def _combine(self, jacobian: Tensor) -> Tensor:
-        return self.weights_now(jacobian.new_empty(self.num_tasks)) @ jacobian
+        return weighted_sum(
+            self.weights_now(jacobian.new_empty(self.num_tasks, dtype=torch.float64)), jacobian
+        )
 
 
 class GramianMethod(MultiTaskOptimizer):
@@ -231,7 +241,7 @@ class GramianMethod(MultiTaskOptimizer):
         return weights
 
     def _combine(self, jacobian: Tensor) -> Tensor:
-        return self.weights(gramian_of(jacobian)).to(jacobian.dtype) @ jacobian
+        return weighted_sum(self.weights(gramian_of(jacobian)), jacobian)
 
 
 class HostSolver(GramianMethod):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mtrl.optimizers import OPTIMIZERS, GramianMethod, Scalarization, make_optimizer
+from mtrl.optimizers.base import weighted_sum
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 DETERMINISTIC = ["unitary", "static", "mgda", "cagrad", "imtl_g", "nash_mtl", "upgrad", "aligned_mtl"]
@@ -180,12 +181,48 @@ def test_weights_of_a_scalarization_are_positive_and_sum_to_one(losses: list[flo
 
 def test_before_any_loss_a_scalarization_combines_with_the_mean(name: str) -> None:
     optimizer = make_optimizer(name, 3)
-    if isinstance(optimizer, Scalarization):
+    if isinstance(optimizer, Scalarization) and name != "rlw":  # which draws
         jacobian = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         assert torch.allclose(optimizer.combine(jacobian), jacobian.mean(dim=0))
 
 
-@pytest.mark.parametrize("name", ["rlw", "famo", "uncertainty"])
+@pytest.mark.parametrize("name", ["rlw", "graddrop"])
+def test_a_random_method_draws_anew_at_every_combination(name: str) -> None:
+    optimizer, jacobian = make_optimizer(name, 3), torch.randn(3, 50)
+    first, second = optimizer.combine(jacobian), optimizer.combine(jacobian)
+    assert not torch.allclose(first, second)
+    assert not torch.allclose(first, jacobian.mean(0))
+
+
+@pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-6, 1e-7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cagrad_stays_in_its_ball_however_small_the_mean_is_beside_the_gradients(apart: float, dtype) -> None:
+    rows = torch.randn(4, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    rows = (rows - rows.mean(0) + apart * rows.norm(dim=1).mean() * torch.ones(30) / 30**0.5).to(dtype)
+    mean = rows.double().mean(0)
+    optimizer = make_optimizer("cagrad", 4, c=0.5, scale="as_published")
+    distance = (optimizer.combine(rows).double() - mean).norm()
+    assert float(distance) == pytest.approx(0.5 * float(mean.norm()), rel=1e-5 if dtype == torch.float64 else 0.05)
+
+
+def test_the_published_solver_of_cagrad_counts_gradients_far_below_its_constant_as_zero() -> None:
+    rows = torch.randn(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    official, published = (make_optimizer("cagrad", 3, solver=s) for s in ("official", "as_published"))
+    small, large = 1e-6 * rows, 1e3 * rows
+    assert torch.allclose(official.combine(small) * 1e6, official.combine(rows))
+    assert not torch.allclose(published.combine(small) * 1e6, published.combine(rows), rtol=1e-2)
+    assert torch.allclose(official.combine(large), published.combine(large), rtol=1e-4)
+
+
+def test_weights_that_cancel_are_summed_in_float64() -> None:
+    # 1e6 (a + e) − 1e6 a = 1e6 e: in float32 the products alone are off by 1e6 · 1e-7 of a
+    a, e = torch.ones(5), torch.tensor([0.0, 1e-6, 2e-6, 3e-6, 4e-6])
+    rows = torch.stack([a + e, a])
+    exact = 1e6 * (rows[0].double() - rows[1].double())
+    assert torch.equal(weighted_sum(torch.tensor([1e6, -1e6], dtype=torch.float64), rows), exact.float())
+
+
+@pytest.mark.parametrize("name", ["famo", "uncertainty"])
 def test_a_scalarization_combines_with_the_weights_it_gave_last(name: str) -> None:
     optimizer = make_optimizer(name, 3)
     for _ in range(5):

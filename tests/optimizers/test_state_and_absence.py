@@ -124,11 +124,7 @@ def test_absent_tasks_get_nothing_and_the_rest_keep_the_scale_of_their_mean(name
     elif isinstance(fresh, GramianMethod):
         combined = fresh.present_weights(jacobian @ jacobian.T, present) @ jacobian.nan_to_num()
     else:
-        weights = fresh.present_weights(torch.ones(TASKS), present)
-        expected = 1.0
-        if name == "rlw":  # T/n times weights that sum to 1 over all: 1 in expectation only
-            expected = float(fresh.weights_now(torch.ones(TASKS))[present].sum() * TASKS / 3)
-        assert weights.sum() == pytest.approx(expected, rel=1e-5)
+        assert fresh.present_weights(torch.ones(TASKS), present).sum() == pytest.approx(1, rel=1e-5)
         return
     assert torch.allclose(combined, gradient, atol=1e-5)
 
@@ -148,11 +144,21 @@ def test_a_batch_without_some_tasks_is_a_smaller_problem(name: str) -> None:
     assert torch.allclose(weights[present], smaller)
 
 
-def test_static_weights_are_relative_to_the_mean_over_the_present_tasks() -> None:
-    # weights 3 : 1 : 0 sum to 4; of three tasks two are there: (3/4 · 3/2, 1/4 · 3/2, 0)
-    optimizer = make_optimizer("static", 3, weights=[3, 1, 0])
-    weights = optimizer.present_weights(torch.ones(3), torch.tensor([True, True, False]))
-    assert weights.tolist() == pytest.approx([1.125, 0.375, 0.0])
+@pytest.mark.parametrize(
+    ("chosen", "present", "expected"),
+    [
+        ([3, 1, 0], [True, True, False], [0.75, 0.25, 0]),
+        ([10, 1, 1], [False, True, True], [0, 0.5, 0.5]),
+        ([1, 0, 0], [False, True, True], [0, 0, 0]),  # nothing that counts is there
+    ],
+)
+def test_static_weights_of_the_present_tasks_keep_their_ratios_and_sum_to_1(
+    chosen, present, expected
+) -> None:
+    weights = make_optimizer("static", 3, weights=chosen).present_weights(
+        torch.ones(3), torch.tensor(present)
+    )
+    assert weights.tolist() == pytest.approx(expected)
 
 
 def test_gradvac_keeps_the_targets_of_absent_pairs() -> None:
