@@ -129,7 +129,8 @@ class CriticConfig(NetworkConfig):
     Args:
         ensemble: how many.
         reduction: what the target and the actor take of their values: ``min`` (Fujimoto et al. 2018,
-            arXiv 1802.09477) against overestimation, or ``mean``, which needs other means against it
+            arXiv 1802.09477; of all N, where REDQ, arXiv 2101.05982, takes it of a random pair) against
+            overestimation, or ``mean``, which needs other means against it
             and underestimates less (BRC). With ``loss: distributional`` the whole distributions: of
             the critic whose value is smaller, or their average.
         loss: ``squared`` error of one number; or cross-entropy of ``atoms`` logits against the Bellman
@@ -165,7 +166,8 @@ class TemperatureConfig:
         initial: α at the start. 0.1 suits rewards whose returns are of order ten (see
             ``AgentConfig.reward_scale``); 1 is customary for raw rewards.
         loss: through ``log_alpha`` (SB3's) or ``alpha`` itself (the paper's; gradient × α).
-        target_entropy: per action, in nats; None is −|A| (Haarnoja et al. 2018, arXiv 1812.05905).
+        target_entropy: of an action's A numbers together, in nats, below A log 2, which uniform actions have; None is
+            −|A| (Haarnoja et al. 2018, arXiv 1812.05905).
         combine: give the temperatures' gradients to the multi-task optimizer too (the published
             PCGrad runs did; on one shared α it is zero whenever two tasks disagree in sign).
     """
@@ -201,8 +203,9 @@ class AgentConfig:
             ``none``; ``sigma``: its running standard deviation (the paper's buffer normalisation);
             ``ema``: divided before it is stored, by a moving average's standard deviation, as the
             older suites do: what lies in the buffer keeps the scale of its time;
-            ``return``: the largest discounted return seen plus what entropy can add, over 10
-            (BRC, arXiv 2505.23150): all tasks' values then lie in about ±10.
+            ``return``: the largest discounted sum of past rewards seen plus what entropy can add, over 10
+            (after BRC, arXiv 2505.23150; see :class:`mtrl.rewards.ReturnBound`): all tasks' values then lie in
+            about ±10.
         ema_coefficient: of the moving average of ``ema``, per reward; results depend on it strongly
             (Kurin et al. 2022).
         target_clip: cut a task's Bellman targets to its largest reward so far over (1 − γ), both as

@@ -112,12 +112,14 @@ class MovingAverage(RewardScale):
 
 
 class ReturnBound(RewardScale):
-    """The largest |discounted return| of task k so far plus what entropy is taken to add, over 10.
+    """The largest |discounted sum of past rewards| of task k so far plus what entropy is taken to add, over 10.
 
     Values are then of the order of 10 for every task, whatever its rewards, so that one squared-error loss
     and one temperature fit all of them. Source: per-task return normalisation of BRC (Nauman et al. 2025,
-    arXiv 2505.23150). Where we differ: the return is accumulated forward, ``R ← γR + r`` from the episode's
-    start, which needs no episode in memory; BRC goes back from the end, where a time limit has the episode's
+    arXiv 2505.23150). Where we differ: the sum goes forward, ``R ← γR + r`` from the episode's start, which needs
+    no episode in memory. It discounts the oldest reward most, where a return discounts the latest most: rewards
+    1, 2, 3 at γ = ½ give ¼ + 1 + 3 = 4.25 and a return of 1 + 1 + ¾ = 2.75; constant rewards give the same. BRC has the
+    return, from the end back, where a time limit has the episode's
     mean reward follow for ever. For a constant reward that is 1 / (1 − γᴴ) times ours, so a critic that
     bootstraps at time limits, as ours does, learns values above 10 by this factor (1.15 at γ = .99 and
     H = 200). BRC halves the entropy's part. Both add it to the return before dividing by 10, while the entropy in the

@@ -663,3 +663,29 @@ def test_the_minimum_over_the_ensemble_is_taken_row_by_row(make_agent, make_batc
     assert len(q.argmin(0).unique()) > 1  # not one critic is the smallest everywhere
     expected = batch.rewards + (1 - batch.terminated) * q.min(dim=0).values
     torch.testing.assert_close(target, expected)
+
+
+def test_no_two_streams_of_a_seed_or_of_its_neighbours_start_alike(make_agent):
+    from mtrl.replay import TaskReplay
+    from mtrl.streams import STREAMS, stream
+
+    seeds = [stream(seed, name) for seed in range(20) for name in STREAMS]
+    assert len(set(seeds)) == len(seeds)
+    states = []
+    for seed in (0, 1):
+        agent = make_agent(seed=seed, optimizer="pcgrad")
+        generators = [agent.generator, *(method.generator for method in agent.methods.values())]
+        generators.append(TaskReplay(3, 10, 3, 2, seed=seed).generator)
+        states += [bytes(generator.get_state().tolist()) for generator in generators]
+        torch.manual_seed(seed)
+        states.append(bytes(torch.get_rng_state().tolist()))
+    assert len(set(states)) == len(states)
+
+
+def test_absent_tasks_do_not_enlarge_the_direction_beside_the_mean(make_agent, make_batch):
+    batch = make_batch(4)
+    weight = torch.ones(batch.rewards.shape)
+    weight[:2] = 0
+    conflict = make_agent(4).update(batch._replace(weight=weight), diagnose=True)["conflict_critic"]
+    assert conflict.norm_ratio.item() == pytest.approx(1, rel=1e-5)
+    assert conflict.cosine_to_mean.item() == pytest.approx(1, rel=1e-5)

@@ -30,7 +30,10 @@ class FAMO(Scalarization):
 
     Args:
         lr: β, the step of ξ.
-        gamma: γ, the decay of ξ (the value of the authors' code).
+        gamma: γ, the decay of ξ.
+
+    The defaults are those of the authors' supervised code; their reinforcement-learning code has ``lr`` .01 and
+    ``gamma`` .001.
     """
 
     paper = "Liu et al. 2023, NeurIPS, arXiv:2306.03792"

@@ -14,6 +14,7 @@ from mtrl.files import write_synced
 from mtrl.run.callbacks import TrainerCallback
 
 VALUE_MARGIN = 3.0
+TEMPERATURE_MARGIN = 10.0
 SMALLEST_BOUND = 10.0  # an untrained critic's own values are no explosion, however small the rewards
 ZERO_MEASUREMENTS = 5
 
@@ -28,9 +29,11 @@ class GuardCallback(TrainerCallback):
     Raises :class:`Diverged` on a non-finite reward or observation, at once; on a non-finite loss, gradient
     or parameter; and on values beyond ``VALUE_MARGIN`` times what rewards and discount permit: with scaled
     rewards of at most r and temperature α, ``|Q| <= (r + α · max |log π|) / (1 − γ)``, the largest so far,
-    and with squared loss N critics' summed mean squared errors at most N (2 VALUE_MARGIN |Q|)². Warns, once
-    per task and kind, about a collapsed entropy (below that of σ = ``exp(log_std_min)``, plus 1 %) and about a
-    task whose gradient was zero in ``ZERO_MEASUREMENTS`` conflict measurements in a row.
+    and with squared loss N critics' summed mean squared errors at most N (2 VALUE_MARGIN |Q|)²; and on a
+    temperature α above ``TEMPERATURE_MARGIN`` times the largest of r / (1 − γ), its initial value and
+    ``SMALLEST_BOUND``: one nat of entropy is then worth more than all rewards to come. Warns, once per task and
+    kind, about a collapsed entropy (below that of σ = ``exp(log_std_min)``, plus 1 %) and about a task whose
+    gradient was zero in ``ZERO_MEASUREMENTS`` conflict measurements in a row.
 
     Args:
         every: steps per task between looks; a policy that is evaluated should have been looked at.
@@ -96,6 +99,9 @@ class GuardCallback(TrainerCallback):
         # a Gaussian's log-density at σ = exp(log_std_min), two σ from the mean, and the tanh's share
         nats = agent.action_dim * (abs(actor.log_std_min) + 3.0)
         reward = self.largest_reward.to(metrics["q"]) / metrics["reward_scale"]
+        lowest = max(SMALLEST_BOUND, config.temperature.initial)
+        most = TEMPERATURE_MARGIN * (reward / (1 - config.gamma)).clamp(min=lowest)
+        self._require(metrics["alpha"] <= most, "temperature: α is beyond what rewards give a reason for")
         permitted = (reward + metrics["alpha"] * nats) / (1 - config.gamma)
         # values follow a shrinking temperature or a growing scale only slowly
         seen = self.permitted  # on the CPU, if it comes from a checkpoint

@@ -202,7 +202,9 @@ def test_cagrad_stays_in_its_ball_however_small_the_mean_is_beside_the_gradients
     mean = rows.double().mean(0)
     optimizer = make_optimizer("cagrad", 4, c=0.5, scale="as_published")
     distance = (optimizer.combine(rows).double() - mean).norm()
-    assert float(distance) == pytest.approx(0.5 * float(mean.norm()), rel=1e-5 if dtype == torch.float64 else 0.05)
+    assert float(distance) == pytest.approx(
+        0.5 * float(mean.norm()), rel=1e-5 if dtype == torch.float64 else 0.05
+    )
 
 
 def test_the_published_solver_of_cagrad_counts_gradients_far_below_its_constant_as_zero() -> None:

@@ -184,3 +184,21 @@ def test_a_healthy_run_is_left_alone_even_where_rewards_and_temperature_are_tiny
     options = ["--agent.reward_scale=none", "--agent.temperature.initial=1e-6", "--protocol.suite=point-swap"]
     assert train(tmp_path / "run", *options) == 0
     assert "warning" not in capfd.readouterr().err
+
+
+def test_a_temperature_beyond_all_rewards_is_a_divergence(tmp_path, monkeypatch, capfd):
+    def explode(trainer: Trainer) -> None:
+        with torch.no_grad():
+            next(trainer.agent.temperature.tensors())[1].fill_(12.0)  # α = e¹² = 162,755
+
+    at_step(monkeypatch, 61, explode)
+    assert train(tmp_path / "run") == 3
+    assert "temperature: α is beyond what rewards give a reason for" in capfd.readouterr().err
+
+
+def test_an_entropy_that_no_policy_can_have_is_refused(tmp_path, capfd):
+    # two numbers in [-1, 1]: at most 2 log 2 = 1.386 nats
+    assert train(tmp_path / "run", "--agent.temperature.target_entropy=1.4") == 2
+    line = capfd.readouterr().err
+    assert "agent.temperature.target_entropy: 1.4 is not valid; it must be below 1.386" in line
+    assert not (tmp_path / "run").exists()
