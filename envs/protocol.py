@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from mtrl.envs.point import POINT_TASKS
 METAWORLD_SUITES = ("mt10", "mt25", "mt50")
 METAWORLD_HORIZON = 500
 MOST_GOALS = 100_000
+MOST_TASKS = 1_000
+MOST_STEPS = 10_000_000  # of an episode
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -102,15 +105,22 @@ class Protocol:
             raise SuiteError(f"suite: {self.suite!r} is not a name")
         _one_of("reward", self.reward, ("v1", "v2"))
         _one_of("goals", self.goals, ("random", "fixed"))
-        _whole("num_goals", self.num_goals, 1, MOST_GOALS)
+        object.__setattr__(self, "num_goals", whole("num_goals", self.num_goals, 1, MOST_GOALS))
         if self.goal_seed is not None:
-            _whole("goal_seed", self.goal_seed, 0)
+            object.__setattr__(self, "goal_seed", whole("goal_seed", self.goal_seed, 0))
         if self.suite == "custom":
-            if isinstance(self.tasks, str) or not isinstance(self.tasks, Iterable) or not self.tasks:
+            listed = (
+                []
+                if isinstance(self.tasks, str) or not isinstance(self.tasks, Iterable)
+                else list(self.tasks)
+            )
+            if not listed:
                 raise SuiteError(
                     f"tasks: {self.tasks!r} is not a list of task names, which suite custom needs"
                 )
-            tasks = tuple(_task("tasks", name) for name in self.tasks)
+            if len(listed) > MOST_TASKS:
+                raise SuiteError(f"tasks: {len(listed)} names; a suite has at most {MOST_TASKS}")
+            tasks = tuple(_task("tasks", name) for name in listed)
             if repeated := sorted({name for name in tasks if tasks.count(name) > 1}):
                 raise SuiteError(f"tasks: {repeated[0]!r} is listed more than once")
             object.__setattr__(self, "tasks", tasks)
@@ -119,7 +129,8 @@ class Protocol:
         elif self.suite not in SUITES:
             object.__setattr__(self, "suite", _task("suite", self.suite))
         simulated = self.suite in METAWORLD_SUITES or any(name not in POINT_TASKS for name in self.task_names)
-        _whole("horizon", self.horizon, 1, METAWORLD_HORIZON if simulated else None)
+        most = METAWORLD_HORIZON if simulated else MOST_STEPS
+        object.__setattr__(self, "horizon", whole("horizon", self.horizon, 1, most))
         if self.reward == "v1" and not simulated:
             raise SuiteError("reward: 'v1' is Meta-World's; the point tasks have one reward, under 'v2'")
 
@@ -174,6 +185,8 @@ def preset_fields(preset: object) -> Mapping[str, Any]:
 
 def _task(key: str, name: object) -> str:
     """The full name of a task. Raises `SuiteError` with the nearest valid name when there is none."""
+    if not isinstance(name, str):
+        raise SuiteError(f"{key}: {name!r} is not a name")
     if name in POINT_TASKS:
         return str(name)
     known = metaworld_suites()["mt50"]
@@ -200,8 +213,13 @@ def _one_of(key: str, value: object, valid: tuple[str, ...]) -> None:
         raise SuiteError(f"{key}: {value!r} is not one of {', '.join(valid)}{_nearest(str(value), valid)}")
 
 
-def _whole(key: str, value: object, low: int, high: int | None = None) -> None:
-    fits = isinstance(value, int) and not isinstance(value, bool) and value >= low
-    if not fits or (high is not None and isinstance(value, int) and value > high):
-        span = f"of at least {low}" if high is None else f"from {low} to {high}"
+def whole(key: str, value: object, low: int, high: int | None = None) -> int:
+    """The value as an int: of Python, numpy or any library, but no bool. Raises `SuiteError` for another."""
+    span = f"of at least {low}" if high is None else f"from {low} to {high}"
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or number < low or (high is not None and number > high):
         raise SuiteError(f"{key}: {value!r} is not a whole number {span}")
+    return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import gymnasium as gym
 
 from mtrl.envs.point import POINT_TASKS
-from mtrl.envs.protocol import Protocol, SuiteError
+from mtrl.envs.protocol import MOST_STEPS, MOST_TASKS, Protocol, SuiteError, whole
 from mtrl.envs.wrappers import TaskSpec
+
+STEP_TIMEOUT = 600.0  # seconds
 
 if TYPE_CHECKING:
     from mtrl.envs.vec import SuiteVecEnv
@@ -24,6 +27,7 @@ def make_suite(
     workers: int | Literal["auto"] = "auto",
     evaluation: bool = False,
     horizon: int | None = None,
+    timeout: float | None = STEP_TIMEOUT,
 ) -> SuiteVecEnv:
     """One env per task of a protocol, or of one's own: a mapping of names to functions that make an env.
 
@@ -36,13 +40,16 @@ def make_suite(
     workers: 0 steps the tasks in this process, n shares them among n processes, auto decides by cores.
     evaluation: visit each task's goals in their order instead of at random.
     horizon: control steps per episode, for a mapping only; none leaves it to the envs.
+    timeout: seconds that a worker process may take for a step or a reset before it counts as dead; none waits
+        for ever. Without workers nothing can interrupt an env.
 
     Raises `SuiteError` when the suite cannot be built as asked.
     """
     from mtrl.envs.vec import SuiteVecEnv
 
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise SuiteError(f"seed: {seed!r} is not a whole number of at least 0")
+    seed = whole("seed", seed, 0)
+    if timeout is not None and not timeout > 0:
+        raise SuiteError(f"timeout: {timeout!r} is not a number of seconds above 0")
     if isinstance(protocol, Protocol):
         if horizon is not None:
             raise SuiteError("horizon: it is the protocol's; the argument is for a mapping of one's own envs")
@@ -54,11 +61,11 @@ def make_suite(
             raise SuiteError(f"{protocol!r} is neither a Protocol nor a mapping of task names to envs")
         named, settings = None, Protocol()
         makers = dict(protocol)
-        if not makers:
-            raise SuiteError("the mapping of envs is empty")
-        if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1):
-            raise SuiteError(f"horizon: {horizon!r} is not a whole number of at least 1")
-        steps = horizon
+        if not 1 <= len(makers) <= MOST_TASKS:
+            raise SuiteError(f"the mapping has {len(makers)} envs; a suite has from 1 to {MOST_TASKS}")
+        for name, make in makers.items():
+            _require_maker(name, make)
+        steps = None if horizon is None else whole("horizon", horizon, 1, MOST_STEPS)
     specs = [
         TaskSpec(
             name=name,
@@ -73,7 +80,25 @@ def make_suite(
         )
         for index, (name, make) in enumerate(makers.items())
     ]
-    return SuiteVecEnv(specs, protocol=named, workers=_workers(workers, makers))
+    return SuiteVecEnv(specs, protocol=named, workers=_workers(workers, makers), timeout=timeout)
+
+
+def _require_maker(name: object, make: object) -> None:
+    """Raise `SuiteError` unless it is a function that makes an env without being given anything."""
+    if not isinstance(name, str):
+        raise SuiteError(f"task {name!r}: a task's name is a string")
+    if isinstance(make, gym.Env) or not callable(make):
+        raise SuiteError(
+            f"task {name}: {type(make).__name__} is no function that makes an env, such as lambda: MyEnv()"
+        )
+    try:
+        signature = inspect.signature(make)
+    except ValueError:  # some callables tell none
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise SuiteError(f"task {name}: its maker is called without arguments ({error})") from None
 
 
 def _maker(name: str, protocol: Protocol) -> Callable[[], gym.Env[Any, Any]]:
@@ -95,6 +120,7 @@ def _workers(asked: int | str, makers: Mapping[str, Any]) -> int:
         cheap = all(name in POINT_TASKS for name in makers)
         # Beside the learner, one more core does not make up for the pipes.
         return 0 if cheap or cores <= 2 else min(len(makers), cores - 1)
-    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 0:
-        raise SuiteError(f"workers: {asked!r} is neither 'auto' nor a whole number of at least 0")
-    return asked
+    try:
+        return whole("workers", asked, 0)
+    except SuiteError as error:
+        raise SuiteError(f"{error}, nor 'auto'") from None

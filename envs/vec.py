@@ -6,6 +6,7 @@ The only module of the package that imports Stable-Baselines3, and with it torch
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -31,7 +32,9 @@ class SuiteVecEnv(VecEnv):
     known state.
     """
 
-    def __init__(self, specs: Sequence[TaskSpec], *, protocol: Protocol | None, workers: int) -> None:
+    def __init__(
+        self, specs: Sequence[TaskSpec], *, protocol: Protocol | None, workers: int, timeout: float | None
+    ) -> None:
         self.task_names = tuple(spec.name for spec in specs)
         self.task_dim = len(specs)
         self.protocol = protocol
@@ -39,7 +42,8 @@ class SuiteVecEnv(VecEnv):
         self._rows: list[list[int]] = []
         self._closed = False
         try:
-            kind: Callable[[Sequence[TaskSpec]], Group | RemoteGroup] = RemoteGroup if workers else Group
+            remote = partial(RemoteGroup, timeout=timeout)
+            kind: Callable[[Sequence[TaskSpec]], Group | RemoteGroup] = remote if workers else Group
             for rows in np.array_split(np.arange(len(specs)), min(max(workers, 1), len(specs))):
                 self._groups.append(kind([specs[t] for t in rows]))
                 self._rows.append(rows.tolist())

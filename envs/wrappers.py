@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
+import weakref
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.envs.layers import find, get_state, set_state
 from mtrl.envs.protocol import NotFiniteError, SuiteError
 
 Env = gym.Env[Any, Any]
@@ -39,26 +42,46 @@ class TaskSpec:
 class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
     """One task: float32 observations that end with the task's one-hot, actions in [-1, 1], a time limit.
 
+    An action outside of [-1, 1] is clipped, and what reaches the env lies in its own box.
+
     Observation `[D + T]`, action `[A]`. An env that has `draw_goals(num_goals, seed) -> [num_goals, ·]` and
-    `set_goal(goal)` is given one of its goals before every reset: a random one, or, in evaluation, the next.
-    `reset(options={"goal": k})` asks for goal k; in evaluation the order goes on from there. Ignored without
-    goals.
+    `set_goal(goal)`, itself or inside wrappers, is given one of its goals before every reset: a random one, or, in
+    evaluation, the next. `reset(options={"goal": k})` asks for goal k; in evaluation the order goes on from there.
+    Ignored without goals.
 
-    Info of every step: `success` (now), `is_success` (so far in this episode), `goal` (index, -1 without
-    goals); of the last step of an episode: `episode` with its return `r` and its length `l`.
+    Info of every step: `success` (now; none where the env tells none), `is_success` (so far in this episode; none
+    until the env tells one), `goal` (index, -1 without goals); of the last step of an episode: `episode` with its
+    return `r` and its length `l`. An env tells its success as `success`, or `is_success`: a bool, 0 or 1 of any
+    library.
 
-    Raises `NotFiniteError` when the env returns a non-finite observation or reward.
+    Raises `NotFiniteError` when the env returns a non-finite observation or reward, `SuiteError` when it returns what
+    is no observation of its space, no reward, no success, or no step at all.
     """
 
     def __init__(self, spec: TaskSpec) -> None:
         env = spec.make()
+        if not isinstance(env, gym.Env):
+            raise SuiteError(
+                f"task {spec.name}: its maker returned {type(env).__name__}, not a gymnasium env"
+            )
         super().__init__(env)
         self.name = spec.name
+        owner = _OWNERS.get(id(env.unwrapped))
+        if owner is not None and owner.unwrapped is env.unwrapped:
+            raise SuiteError(
+                f"task {spec.name}: its env object is in use by task {owner.name} already; a maker makes a new "
+                "env at every call"
+            )
+        _OWNERS[id(env.unwrapped)] = self
         box, actions = env.observation_space, env.action_space
         if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1:
             raise SuiteError(f"task {spec.name}: its observation space {box} is not a 1-D Box")
         if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
             raise SuiteError(f"task {spec.name}: its action space {actions} is not a bounded 1-D Box")
+        if not np.issubdtype(actions.dtype, np.floating):
+            raise SuiteError(
+                f"task {spec.name}: its action space {actions} holds whole numbers, not real ones"
+            )
         self._size = box.shape[0]
         self._template = np.zeros(self._size + spec.num_tasks, np.float32)
         self._template[self._size + spec.index] = 1.0
@@ -69,22 +92,25 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
             dtype=np.float32,
         )
         self.action_space = gym.spaces.Box(-1.0, 1.0, actions.shape, np.float32)
-        self._action_low, self._action_half = actions.low, (actions.high - actions.low) / 2
+        self._shape = box.shape
+        self._action_low, self._action_high = actions.low, actions.high
+        self._action_half = (actions.high.astype(np.float64) - actions.low) / 2
         self._rescales = bool(np.any(actions.low != -1.0) or np.any(actions.high != 1.0))
         self._horizon = spec.horizon
         self._sequential = spec.evaluation
 
         tag = zlib.crc32(spec.name.encode())
         self._goals: NDArray[np.float64] | None = None
-        if hasattr(env, "draw_goals"):
-            self._goals = env.draw_goals(spec.num_goals, (spec.goal_seed, tag))
+        draw_goals, self._set_goal = find(env, "draw_goals"), find(env, "set_goal")
+        if draw_goals is not None and self._set_goal is not None:
+            self._goals = draw_goals(spec.num_goals, (spec.goal_seed, tag))
         own = np.random.SeedSequence((spec.seed, tag, 1 + spec.evaluation))
         self._rng = np.random.default_rng(own)
         self._first_seed: int | None = int(own.generate_state(1)[0])
         self._goal = -1
         self._steps = 0
         self._return = 0.0
-        self._success = False
+        self._success: bool | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -100,31 +126,39 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         wanted = rest.pop("goal", None)
         if self._goals is not None:
             self._goal = self._next_goal(wanted)
-            self.env.set_goal(self._goals[self._goal])  # type: ignore[attr-defined]
-        observation, info = self.env.reset(seed=seed, options=rest or None)
+            self._set_goal(self._goals[self._goal])
+        started = self.env.reset(seed=seed, options=rest or None)
+        if not isinstance(started, tuple) or len(started) != 2 or not isinstance(started[1], dict):
+            raise SuiteError(f"task {self.name}: a reset returns an observation and an info, as gymnasium's")
         self._steps = 0
         self._return = 0.0
-        self._success = False
-        return self._complete(observation), {**info, "goal": self._goal}
+        self._success = None
+        return self._complete(started[0]), {**started[1], "goal": self._goal}
 
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """One control step: observation `[D + T]`, reward, terminated, truncated, info."""
+        action = action.clip(-1.0, 1.0)  # a copy: what the env does to it is its own affair
         if self._rescales:
-            action = (self._action_low + (action + 1) * self._action_half).astype(np.float32)
-        observation, reward, terminated, truncated, info = self.env.step(action)
+            own = self._action_low + (action + 1.0) * self._action_half
+            action = own.astype(self._action_low.dtype).clip(self._action_low, self._action_high)
+        stepped = self.env.step(action)
         self._steps += 1
-        complete = self._complete(observation)
-        reward = float(reward)
-        if not math.isfinite(reward):
-            raise NotFiniteError(
-                f"task {self.name}: the reward is {reward} at step {self._steps} of the episode"
+        if not isinstance(stepped, tuple) or len(stepped) != 5 or not isinstance(stepped[4], dict):
+            raise SuiteError(
+                f"task {self.name}: a step returns an observation, a reward, terminated, truncated and an info, "
+                "as gymnasium's"
             )
+        observation, reward, terminated, truncated, info = stepped
+        complete = self._complete(observation)
+        reward = self._number(reward)
         self._return += reward
         info = dict(info)
-        success = bool(info.get("success", info.get("is_success", False)))
-        self._success = self._success or success
+        success = None
+        if "success" in info or "is_success" in info:
+            success = self._told(info["success"] if "success" in info else info["is_success"])
+            self._success = success or bool(self._success)
         info["success"] = success
         info["is_success"] = self._success
         info["goal"] = self._goal
@@ -133,19 +167,20 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
             info["episode"] = {"r": self._return, "l": self._steps}
         return complete, reward, bool(terminated), truncated, info
 
+    def close(self) -> None:
+        """Close the env, which may then serve another task."""
+        _OWNERS.pop(id(self.unwrapped), None)
+        super().close()
+
     def get_state(self) -> dict[str, Any]:
         """All that an episode changes, as plain data: from here on a copy goes on bit for bit.
 
         Numbers, strings, None, arrays, and lists and dicts of them. Raises `SuiteError` when the env has no
-        `get_state` and `set_state` of its own.
+        `get_state` and `set_state`, itself or inside wrappers, or a wrapper's own state is no plain data.
         """
-        if not hasattr(self.env, "get_state") or not hasattr(self.env, "set_state"):
-            raise SuiteError(
-                f"task {self.name}: its env has no get_state and set_state, so it cannot be saved"
-            )
         return {
             "task": self.name,
-            "env": self.env.get_state(),
+            "env": get_state(self.env, self.name),
             "generator": self._rng.bit_generator.state,
             "first_seed": self._first_seed,
             "goal": self._goal,
@@ -158,7 +193,7 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         """Go on from what `get_state` of the same task returned. Raises `SuiteError` for another task's."""
         if state["task"] != self.name:
             raise SuiteError(f"task {self.name}: the state is of task {state['task']}")
-        self.env.set_state(state["env"])  # type: ignore[attr-defined]
+        set_state(self.env, self.name, state["env"])
         self._rng.bit_generator.state = state["generator"]
         self._first_seed = state["first_seed"]
         self._goal = state["goal"]
@@ -179,6 +214,12 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
 
     def _complete(self, observation: NDArray[Any]) -> NDArray[np.float32]:
         """The observation `[D + T]` of the env's own `[D]`."""
+        observation = np.asarray(observation)
+        if observation.shape != self._shape or observation.dtype.kind not in "fiub":
+            raise SuiteError(
+                f"task {self.name}: an observation of shape {observation.shape} and type {observation.dtype} at step "
+                f"{self._steps} of the episode; its space has {self._shape[0]} real numbers"
+            )
         complete = self._template.copy()
         complete[: self._size] = observation
         if not np.isfinite(complete).all():
@@ -188,3 +229,44 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
                 f"task {self.name}: the observation is not finite at index {where} at {step}"
             )
         return complete
+
+    def _number(self, reward: Any) -> float:
+        """A reward as a float."""
+        if type(reward) is not float:
+            value = _scalar(reward)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise SuiteError(
+                    f"task {self.name}: the reward is {reward!r} at step {self._steps} of the episode, not a number"
+                )
+            reward = float(value)
+        if not math.isfinite(reward):
+            raise NotFiniteError(
+                f"task {self.name}: the reward is {reward} at step {self._steps} of the episode"
+            )
+        return float(reward)
+
+    def _told(self, success: Any) -> bool:
+        """What an env tells as its success, as a bool."""
+        if type(success) is bool:
+            return success
+        value = _scalar(success)
+        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+            raise SuiteError(
+                f"task {self.name}: success is {success!r} at step {self._steps} of the episode; it must be a bool, "
+                "0 or 1"
+            )
+        return bool(value)
+
+
+_OWNERS: weakref.WeakValueDictionary[int, TaskEnv] = weakref.WeakValueDictionary()
+"""By the id of an env without its wrappers the task that it is in use for."""
+
+
+def _scalar(value: Any) -> Any:
+    """The Python number in a number, array or tensor of one element, of any library; anything else as it is."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "item"):
+        return value
+    try:
+        return value.item()
+    except (TypeError, ValueError, RuntimeError):
+        return value

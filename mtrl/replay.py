@@ -49,7 +49,8 @@ class TaskReplay:
         seed: of the buffer's own generator.
 
     Raises:
-        ConfigError: the machine has not the memory; says how much it takes and how much there is.
+        ConfigError: a size or name that is none; or the machine has not the memory: says how much it takes and how
+            much there is.
     """
 
     def __init__(
@@ -57,6 +58,13 @@ class TaskReplay:
         sampling: Literal["balanced", "uniform"] = "balanced", seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
+        for name, value in (
+            ("num_tasks", num_tasks), ("replay.capacity", capacity), ("obs_dim", obs_dim), ("action_dim", action_dim),
+        ):  # fmt: skip
+            if not value >= 1:
+                raise ConfigError(f"{name}: {value!r} is not valid; it must be >= 1")
+        if sampling not in ("balanced", "uniform"):
+            raise ConfigError(f"replay.sampling: {sampling!r} is not valid; it must be balanced or uniform")
         self.num_tasks, self.capacity, self.sampling = num_tasks, capacity, sampling
         self.device = torch.device(device)
         widths = {"obs": obs_dim, "actions": action_dim, "rewards": 1, "next_obs": obs_dim, "terminated": 1}

@@ -212,6 +212,11 @@ class MTSAC:
         )
 
     @property
+    def task_names(self) -> tuple[str, ...]:
+        """T names, in the order of the one-hot."""
+        return self.policy.task_names
+
+    @property
     def alpha(self) -> Tensor:
         """Temperatures ``[T]``, whether shared or not."""
         (_, log_alpha), *_ = self.temperature.tensors()

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
+from mtrl.config import ConfigError
 from mtrl.conflict import Conflict
 from mtrl.replay import TaskReplay
 from mtrl.run.checkpoint import with_arrays
@@ -33,6 +34,9 @@ class Trainer:
         warmup_updates: updates made at once behind them, before the policy acts.
         updates_per_step: updates for each vector step.
         diagnostics_every: updates between conflict measurements; 0 is never.
+
+    Raises:
+        ConfigError: the envs have other tasks than the agent, or in another order.
     """
 
     def __init__(
@@ -40,6 +44,12 @@ class Trainer:
         batch_size: float = 64, warmup_steps: int = 1000, updates_per_step: int = 1, diagnostics_every: int = 0,
         warmup_updates: int = 0,
     ) -> None:  # fmt: skip
+        names = getattr(envs, "task_names", None)
+        if envs.num_envs != agent.num_tasks or (names is not None and tuple(names) != agent.task_names):
+            raise ConfigError(
+                f"envs: their tasks ({', '.join(names or [str(envs.num_envs)])}) are not the agent's in its order "
+                f"({', '.join(agent.task_names)})"
+            )
         self.agent, self.envs, self.replay_buffer = agent, envs, replay
         self.logger = logger or Logger(None, [])
         self.batch_size, self.warmup_steps, self.warmup_updates = batch_size, warmup_steps, warmup_updates
@@ -54,13 +64,21 @@ class Trainer:
         self.observations: npt.NDArray[Any] | None = None
 
     def learn(
-        self, total_timesteps: int, callback: BaseCallback | Sequence[BaseCallback] | None = None
-    ) -> Trainer:
-        """Train until ``total_timesteps`` transitions in all (T per vector step), or a callback says no."""
+        self, total_timesteps: int,
+        callback: BaseCallback | Sequence[BaseCallback] | Callable[[Any, Any], bool] | None = None,
+    ) -> Trainer:  # fmt: skip
+        """Train until ``total_timesteps`` transitions in all (T per vector step), or a callback says no.
+
+        Raises:
+            ConfigError: observations do not end with the tasks' one-hots, as when a wrapper scales them.
+        """
+        if callable(callback) and not isinstance(callback, BaseCallback):
+            callback = ConvertCallback(callback)
         callback = callback if isinstance(callback, BaseCallback) else CallbackList(list(callback or ()))
         callback.init_callback(self)  # type: ignore[arg-type]
         if self.observations is None:
             self.observations = self.envs.reset()  # type: ignore[assignment]
+        self._require_one_hots()
         callback.on_training_start(locals(), globals())
         callback.on_rollout_start()
         clock = time.perf_counter
@@ -92,6 +110,16 @@ class Trainer:
         callback.on_rollout_end()
         callback.on_training_end()
         return self
+
+    def _require_one_hots(self) -> None:
+        assert self.observations is not None
+        tasks, size = self.envs.num_envs, self.agent.policy.obs_dim
+        shape = self.observations.shape
+        if shape != (tasks, size + tasks) or not (self.observations[:, size:] == np.eye(tasks)).all():
+            raise ConfigError(
+                f"envs: observations of shape {shape} do not end with the one-hots of {tasks} tasks; nothing may "
+                "scale or stack them (VecNormalize does): the agent scales rewards itself"
+            )
 
     def keep_time(self) -> None:
         """Bring ``seconds["total"]`` up to now."""

@@ -33,7 +33,8 @@ def make_agent() -> Callable[..., MTSAC]:
         num_tasks: int = 3, *, obs_dim: int = OBS, action_dim: int = ACT, hidden: tuple[int, ...] = (8, 8),
         actor: dict[str, Any] | None = None, critic: dict[str, Any] | None = None,
         temperature: dict[str, Any] | None = None, optimizer: str = "unitary", seed: int = 0,
-        options: dict[str, Any] | None = None, info: dict[str, Any] | None = None, **config: Any,
+        options: dict[str, Any] | None = None, info: dict[str, Any] | None = None,
+        names: tuple[str, ...] | None = None, **config: Any,
     ) -> MTSAC:  # fmt: skip
         agent_config = AgentConfig(
             actor=ActorConfig(**{"hidden": hidden, **(actor or {})}),
@@ -41,7 +42,7 @@ def make_agent() -> Callable[..., MTSAC]:
             temperature=TemperatureConfig(**(temperature or {})),
             **{"reward_scale": "none", "precision": "fp32", **config},
         )
-        names = tuple(f"task-{t}" for t in range(num_tasks))
+        names = names or tuple(f"task-{t}" for t in range(num_tasks))
         return MTSAC(
             obs_dim,
             action_dim,

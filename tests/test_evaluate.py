@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from typing import Any
@@ -9,10 +10,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from rich.console import Console
+from scipy.stats import binomtest
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
+from mtrl.config import ConfigError
 from mtrl.envs import Protocol, make_suite
+from mtrl.envs.point import PointEnv
 from mtrl.evaluate import Scores, TaskScores, evaluate, wilson_interval
+from mtrl.results.tables import scores_table
 
 
 class Still:
@@ -70,7 +76,7 @@ def test_scores_of_scripted_episodes(scripted):
     told = json.loads(json.dumps(scores.to_dict()))  # plain values, no NaN
     assert told["mean_success"] == 0.75
     assert told["tasks"]["a"] == {
-        "success": 0.5, "success_at_end": 0.0, "ci": wilson_interval(1, 2), "return": 5.0,
+        "success": 0.5, "success_at_end": 0.0, "ci": wilson_interval(0.5, 2), "return": 5.0,
         "steps_to_success": 2.0, "episodes": 2,
     }  # fmt: skip
     assert told["tasks"]["b"]["steps_to_success"] == 2.0
@@ -134,7 +140,7 @@ def test_the_wilson_interval_is_the_textbooks(successes, episodes):
     z, p, n = 1.959963984540054, successes / episodes, episodes
     middle, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     expected = [(middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)]
-    assert wilson_interval(successes, episodes) == pytest.approx(expected, abs=1e-9)
+    assert wilson_interval(successes / episodes, episodes) == pytest.approx(expected, abs=1e-9)
 
 
 def scores_of(*success: list[float]) -> Scores:
@@ -153,11 +159,40 @@ def test_the_bootstrap_interval_holds_the_mean_and_has_the_right_width():
     assert scores.mean_success_interval() == [low, high]  # the same each time
 
 
-def test_the_bootstrap_resamples_within_tasks_and_tasks_that_do_not_vary_add_nothing():
-    assert scores_of([1] * 10, [0] * 10).mean_success_interval() == [0.5, 0.5]
-    low, high = scores_of([1] * 50, [0, 1] * 25).mean_success_interval()
-    # only the second varies: √(¼ / 50) / 2 = 0.0354
-    assert (high - low) / 2 == pytest.approx(1.96 * 0.0354, rel=0.1)
+def test_for_one_task_the_interval_of_the_mean_is_wilsons():
+    for successes in (0, 3, 20):
+        (low, high) = scores_of([1] * successes + [0] * (20 - successes)).mean_success_interval()
+        exact = binomtest(successes, 20).proportion_ci(0.95, method="wilson")
+        assert (low, high) == pytest.approx((exact.low, exact.high))
+
+
+def test_a_task_that_does_not_vary_adds_a_width_of_its_own():
+    # 10 successes of 10, and 0 of 10: rates 10.5/11 and 0.5/11, each of variance 0.0433884 / 10; over T² = 4 their
+    # sum is 0.0021694; m = ½, so n = 0.25 / 0.0021694 = 115.24, and Wilson's half width at ½ is
+    # 1.96 / (1 + 3.8415/115.24) · √(0.25/115.24 + (1.96/230.48)²) = 0.0898
+    low, high = scores_of([1] * 10, [0] * 10).mean_success_interval()
+    assert (low, high) == pytest.approx((0.5 - 0.0898, 0.5 + 0.0898), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rates", "episodes"),
+    [
+        ([0.5] * 10, 50),
+        ([1.0] * 9 + [0.9], 50),
+        ([0.0, 0.1, 0.3, 0.9, 1.0], 20),
+        ([0.95] * 10, 10),
+        ([0.3], 30),
+    ],
+)
+def test_the_interval_of_the_mean_covers_it_in_95_of_100_draws(rates, episodes):
+    generator = np.random.default_rng(0)
+    draws = 3000
+    covered = 0
+    for _ in range(draws):
+        outcomes = [(generator.random(episodes) < rate).astype(float) for rate in rates]
+        low, high = scores_of(*outcomes).mean_success_interval()
+        covered += low <= np.mean(rates) <= high
+    assert 0.93 <= covered / draws <= 0.985  # 0.95 ± 0.02, and what 3000 draws leave open
 
 
 def test_one_episode_has_no_interval():
@@ -170,5 +205,79 @@ def test_one_episode_has_no_interval():
 
 
 def test_task_names_must_be_as_many_as_environments(scripted):
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(ValueError, match="1 envs need one name each"):
         evaluate(Still(), scripted([([1], [N], True)]), 1, ["a", "b"])
+
+
+class Named(Still):
+    """Tells its tasks, and gives each row's index in its own one-hot."""
+
+    def __init__(self, names):
+        super().__init__(2)
+        self.task_names, self.met = names, []
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=True):
+        self.met.append(observation[:, -len(self.task_names) :].argmax(1).tolist())
+        return super().predict(observation, state, episode_start, deterministic)
+
+
+def test_a_policy_meets_each_task_under_its_own_name_whatever_the_order():
+    names = Protocol("point").task_names
+    envs = make_suite(Protocol("custom", tasks=tuple(reversed(names)), horizon=2), evaluation=True)
+    policy = Named(names)
+    assert list(evaluate(policy, envs, 1).tasks) == list(reversed(names))
+    assert policy.met[0] == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("policy", "given", "words"),
+    [
+        (("a", "b", "c", "d", "e"), None, r"the policy's \(a, b, c, d, e\) are not those of the envs"),
+        (None, ("a", "b", "c", "d", "e"), "task_names: a, b, c, d, e are not those of the envs"),
+        (None, tuple(reversed(Protocol("point").task_names)), "are not those of the envs"),
+    ],
+)
+def test_names_that_contradict_are_refused(policy, given, words):
+    envs = make_suite(Protocol("point", horizon=2), evaluation=True)
+    with pytest.raises(ConfigError, match=words):
+        evaluate(Still(2) if policy is None else Named(policy), envs, 1, given)
+
+
+def test_a_task_that_never_tells_success_has_none_and_the_mean_neither():
+    class Silent(PointEnv):
+        def step(self, action):
+            return (*super().step(action)[:4], {})
+
+    envs = make_suite({"told": PointEnv, "silent": Silent}, horizon=3, evaluation=True)
+    scores = evaluate(Still(2), envs, 4)
+    told = scores.to_dict()
+    assert told["mean_success"] is None
+    assert told["mean_success_ci"] is None
+    assert (told["tasks"]["silent"]["success"], told["tasks"]["silent"]["ci"]) == (None, None)
+    assert told["tasks"]["told"]["success"] == 0.0
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(scores_table(scores, "scores"))
+    silent = next(line for line in console.export_text().splitlines() if "silent" in line)
+    assert silent.count("–") == 4
+
+
+def test_an_env_that_tells_success_in_some_episodes_had_none_in_the_others():
+    class Sometimes(PointEnv):
+        episodes = 0
+
+        def reset(self, **named):
+            self.episodes += 1
+            return super().reset(**named)
+
+        def step(self, action):
+            return (*super().step(action)[:4], {"success": True} if self.episodes % 2 else {})
+
+    scores = evaluate(Still(2), make_suite({"a": Sometimes}, horizon=2, evaluation=True), 4)
+    assert scores.tasks["a"].success.tolist() == [1, 0, 1, 0]
+
+
+def test_an_episode_that_never_ends_is_an_error_that_names_task_and_horizon(monkeypatch):
+    monkeypatch.setattr("mtrl.evaluate.MOST_STEPS", 50)
+    envs = make_suite({"endless": PointEnv}, evaluation=True)
+    with pytest.raises(ConfigError, match=r"task endless: an episode has not ended after 50 steps.*horizon"):
+        evaluate(Still(2), envs, 1)

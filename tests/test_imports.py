@@ -25,6 +25,7 @@ LAYERS = [
         "mtrl.networks",
         "mtrl.replay",
         "mtrl.rewards",
+        "mtrl.streams",
         "mtrl.optimizers",
     },
     {"mtrl.gradients", "mtrl.conflict", "mtrl.policy"},

@@ -29,7 +29,15 @@ def make_trainer(make_agent) -> Callable[..., Trainer]:
         seed: int = 0, horizon: int = 10, agent: dict[str, Any] | None = None, **options: Any
     ) -> Trainer:
         envs = make_suite(Protocol(suite="point", horizon=horizon), seed=seed, workers=0)
-        learner = make_agent(5, obs_dim=4, action_dim=2, seed=seed, reward_scale="return", **(agent or {}))
+        learner = make_agent(
+            5,
+            names=Protocol("point").task_names,
+            obs_dim=4,
+            action_dim=2,
+            seed=seed,
+            reward_scale="return",
+            **(agent or {}),
+        )
         replay = TaskReplay(5, 100, 4, 2, seed=seed)
         return Trainer(learner, envs, replay, **{"batch_size": 8, "warmup_steps": 20, **options})
 
@@ -290,3 +298,32 @@ def test_the_agent_learns_the_point_suite(seed):
     after = evaluate(agent, evaluation, 50, names)
     assert before.mean_success < 0.3
     assert after.mean_success >= 0.9, {name: scores.success.mean() for name, scores in after.tasks.items()}
+
+
+def test_envs_whose_tasks_are_others_or_in_another_order_are_refused(make_agent):
+    names = Protocol("point").task_names
+    envs = make_suite(Protocol("point", horizon=5))
+    replay = TaskReplay(5, 10, 4, 2)
+    for wrong in (tuple(reversed(names)), tuple("abcde")):
+        with pytest.raises(ConfigError, match="are not the agent's in its order"):
+            Trainer(make_agent(5, names=wrong, obs_dim=4, action_dim=2), envs, replay)
+    with pytest.raises(ConfigError, match="are not the agent's"):
+        Trainer(make_agent(3, obs_dim=4, action_dim=2), envs, replay)
+
+
+def test_a_wrapper_that_scales_the_one_hot_is_refused(make_agent):
+    names = Protocol("point").task_names
+    envs = VecNormalize(make_suite(Protocol("point", horizon=5)))
+    trainer = Trainer(make_agent(5, names=names, obs_dim=4, action_dim=2), envs, TaskReplay(5, 10, 4, 2))
+    with pytest.raises(ConfigError, match="do not end with the one-hots of 5 tasks"):
+        trainer.learn(5)
+
+
+def test_a_plain_function_is_a_callback_that_may_end_training(make_agent):
+    names = Protocol("point").task_names
+    agent = make_agent(5, names=names, obs_dim=4, action_dim=2)
+    trainer = Trainer(
+        agent, make_suite(Protocol("point", horizon=5)), TaskReplay(5, 99, 4, 2), warmup_steps=90
+    )
+    trainer.learn(5 * 50, lambda local, glob: local["self"].num_timesteps < 5 * 7)
+    assert trainer.num_timesteps == 5 * 7

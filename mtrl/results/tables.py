@@ -41,12 +41,20 @@ def scores_table(scores: Scores, title: str) -> Table:
         row = task.to_dict()
         steps = row["steps_to_success"]
         table.add_row(
-            name, f"{row['success']:.2f}", interval(row["ci"]), f"{row['success_at_end']:.2f}",
+            name, rate(row["success"]), interval(row["ci"]), rate(row["success_at_end"]),
             f"{row['return']:.1f}", "–" if steps is None else f"{steps:.0f}", str(row["episodes"]),
         )  # fmt: skip
     table.add_section()
-    table.add_row("mean", f"{scores.mean_success:.3f}", interval(scores.mean_success_interval()))
+    table.add_row(
+        "mean",
+        "–" if scores.silent else f"{scores.mean_success:.3f}",
+        interval(scores.mean_success_interval()),
+    )
     return table
+
+
+def rate(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def interval(bounds: list[float] | None) -> str:

@@ -6,6 +6,7 @@ All are Stable-Baselines3 callbacks of a :class:`mtrl.train.Trainer`.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -113,7 +114,8 @@ class LogCallback(TrainerCallback):
         for t in np.flatnonzero(self.locals["dones"]):
             info = self.locals["infos"][t]
             self.returns[t].append(info["episode"]["r"])
-            self.successes[t].append(info["is_success"])
+            if info["is_success"] is not None:
+                self.successes[t].append(info["is_success"])
         return super()._on_step()
 
     def due(self) -> bool:
@@ -229,7 +231,7 @@ class EvaluationCallback(TrainerCallback):
         every: steps per task between evaluations; 0 is only at the end.
         episodes: per task.
         on_scores: called with (steps per task, seconds of training, scores).
-        best: where the best policy so far is kept.
+        best: where the best policy so far is kept: by success, or by return where a task tells no success.
     """
 
     def __init__(
@@ -239,7 +241,8 @@ class EvaluationCallback(TrainerCallback):
         super().__init__(every)
         self.envs, self.episodes, self.on_scores, self.best = envs, episodes, on_scores, best
         self.last: tuple[int, Scores] | None = None
-        self.best_success = -1.0
+        self.best_score = -math.inf
+        self.said = False
 
     def due(self) -> bool:
         start, seconds = time.perf_counter(), self.trainer.seconds["total"]
@@ -248,13 +251,19 @@ class EvaluationCallback(TrainerCallback):
         self.trainer.keep_time()  # a checkpoint of this step has both or neither
         self.last = self.steps_per_task, scores
         self.record("eval/mean_reward", scores.mean_return)
-        self.record("eval/success_rate", scores.mean_success)
-        self.record_tasks("eval_success", [s.success.mean() for s in scores.tasks.values()])
+        if scores.silent:
+            if not self.said:
+                self.say(f"{', '.join(scores.silent)} never told success in an episode: no success is shown")
+            self.said = True
+        else:
+            self.record("eval/success_rate", scores.mean_success)
+            self.record_tasks("eval_success", [s.success.mean() for s in scores.tasks.values()])
         self.record_tasks("eval_return", [s.returns.mean() for s in scores.tasks.values()])
         self.trainer.dump_logs()
         self.on_scores(self.steps_per_task, seconds, scores)
-        if scores.mean_success > self.best_success:
-            self.best_success = scores.mean_success
+        score = scores.mean_return if scores.silent else scores.mean_success
+        if score > self.best_score:
+            self.best_score = score
             self.trainer.save(self.best)
         return True
 
@@ -268,10 +277,10 @@ class EvaluationCallback(TrainerCallback):
         if self.last is not None:
             steps, scores = self.last
             last = [steps, {name: vars(task) for name, task in scores.tasks.items()}]
-        return {"best_success": self.best_success, "last": last}
+        return {"best_score": self.best_score, "last": last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best_success = state["best_success"]
+        self.best_score = state["best_score"]
         if state["last"] is not None:
             steps, tasks = state["last"]
             columns = {name: {k: v.numpy() for k, v in task.items()} for name, task in tasks.items()}

@@ -241,6 +241,8 @@ def write_hparams(trainer: Trainer, settings: str, scores: Scores) -> None:
         key: value if isinstance(value, (bool, str, int, float)) else str(value)
         for key, value in flat_items(yaml.safe_load(settings))
     }
-    metrics = {"eval/success_rate": scores.mean_success}
+    metrics = {"eval/mean_reward": scores.mean_return}
+    if not scores.silent:
+        metrics["eval/success_rate"] = scores.mean_success
     trainer.logger.record("hparams", HParam(flat, metrics), exclude=("csv",))
     trainer.dump_logs()

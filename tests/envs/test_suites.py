@@ -236,7 +236,7 @@ def test_tasks_of_two_simulators_do_not_fit_together():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"protocol": {}}, "empty"),
+        ({"protocol": {}}, "the mapping has 0 envs"),
         ({"protocol": "mt10"}, "'mt10' is neither a Protocol"),
         ({"protocol": POINT, "horizon": 3}, "horizon"),
         ({"protocol": {"a": OwnEnv}, "horizon": 0}, "horizon: 0"),
