@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import stable_baselines3.common.callbacks as sb3
 import torch
+from stable_baselines3.common.vec_env import VecNormalize
 
+from mtrl.config import ConfigError
 from mtrl.envs import Protocol, make_suite
 from mtrl.evaluate import evaluate
 from mtrl.policy import load_policy
