@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from mtrl.results.compare import STATISTICS, group, mean_conflict, read_curve, summarise, warnings
+from mtrl.results.compare import FEWEST, STATISTICS, group, mean_conflict, read_curves, summarise, warnings
 from mtrl.results.figures import cosine_figure, curves_figure, save_figure, tasks_figure
 from mtrl.results.tables import interval, report_json
 from mtrl.settings import Parser
@@ -27,10 +28,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--against", choices=["steps", "minutes"], default="steps", help="the figure's x axis"
     )
+    parser.add_argument(
+        "--reference", type=str, help="a label; the others' areas are given as differences from it"
+    )
     args = parser.parse_args(arguments)
-    curves = [read_curve(path) for path in args.runs]
+    curves, young = read_curves(args.runs)
     groups = group(curves)
-    for text in warnings(curves):
+    summary = summarise(groups, args.reference)
+    for text in (*young, *warnings(curves)):
         print(f"mtrl: warning: {text}", file=sys.stderr)
     if args.figure:
         save_figure(curves_figure(groups, args.against), args.figure, dpi=130, bbox_inches="tight")
@@ -44,7 +49,6 @@ def main(arguments: list[str]) -> int:
         }
         names = curves[0].task_names
         save_figure(cosine_figure(panels, names), args.conflict_figure, dpi=100, bbox_inches="tight")
-    summary = summarise(groups)
     if report_json(summary, args.json):
         return 0
     steps = next(iter(groups.values()))[0].steps
@@ -52,14 +56,23 @@ def main(arguments: list[str]) -> int:
         "label",
         "seeds",
         *STATISTICS,
-        "better than first",
+        *([f"area minus {args.reference}"] if args.reference else []),
         title=f"mean success over tasks, {len(steps)} evaluations up to {steps[-1]:.0f} steps per task",
+        caption=f"95 % intervals of the mean over seeds by Student's t, from {FEWEST} seeds on",
     )
     for label, row in summary.items():
-        cells = [
-            f"{row[name]['mean']:.3f}" + (f" ({interval(row[name]['ci'])})" if row[name]["ci"] else "")
-            for name in STATISTICS
-        ]
-        table.add_row(label, str(len(row["runs"])), *cells, f"{row['improvement_over_first']:.2f}")
+        cells = [with_interval(row[name]) for name in STATISTICS]
+        if args.reference:
+            cells.append(
+                "" if label == args.reference else with_interval(row["area_minus_reference"], "+.3f")
+            )
+        table.add_row(label, str(len(row["runs"])), *cells)
     Console().print(table)
     return 0
+
+
+def with_interval(number: dict[str, Any], form: str = ".3f") -> str:
+    """A mean and its interval, as far as they are known."""
+    if number["mean"] is None:
+        return "–"
+    return f"{number['mean']:{form}}" + (f" ({interval(number['ci'])})" if number["ci"] else "")

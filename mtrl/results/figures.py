@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from mtrl.config import ConfigError
 
 if TYPE_CHECKING:
-    from mtrl.results.compare import Curve
+    from mtrl.results.reading import Curve
 
 Array = npt.NDArray[Any]
 

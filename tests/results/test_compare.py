@@ -6,19 +6,21 @@ import json
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+from scipy.stats import ttest_1samp, ttest_ind
 
 from mtrl import cli
 from mtrl.config import ConfigError
 from mtrl.results.compare import (
-    bootstrap_interval,
+    difference,
     group,
     interquartile_mean,
+    interval,
     mean_conflict,
-    probability_of_improvement,
-    read_curve,
+    statistics,
     summarise,
+    warnings,
 )
+from mtrl.results.reading import read_curve
 
 TASKS = ("a", "b")
 
@@ -27,16 +29,19 @@ TASKS = ("a", "b")
 def make_run(tmp_path):
     """Write a run folder of evaluations ``{steps: success of each task}``."""
 
-    def make(place, evaluations, tasks=TASKS, cosine=0.0):
+    def make(place, evaluations, tasks=TASKS, cosine=0.0, status="DONE", episodes=1, config="", **meta):
         path = tmp_path / place
         path.mkdir(parents=True)
-        (path / "meta.json").write_text(json.dumps({"protocol": {"name": "p"}}))
-        (path / "STATUS").write_text("DONE\n")
+        (path / "meta.json").write_text(json.dumps({"protocol": {"name": "p", "goals": "fixed"}, **meta}))
+        (path / "STATUS").write_text(f"{status}\n")
+        (path / "config.yaml").write_text(config)
         lines = [
             {
                 "steps_per_task": steps,
                 "seconds": 60 * steps,
-                "tasks": {name: {"success": s} for name, s in zip(tasks, success, strict=True)},
+                "tasks": {
+                    name: {"success": s, "episodes": episodes} for name, s in zip(tasks, success, strict=True)
+                },
             }
             for steps, success in evaluations.items()
         ]
@@ -54,7 +59,7 @@ def make_run(tmp_path):
 
 def test_a_runs_statistics_are_those_by_hand(make_run):
     evaluations = {s: (m, m) for s, m in zip(range(1, 8), (0.9, 0, 0.1, 0.2, 0.3, 0.4, 0.5), strict=True)}
-    found = read_curve(make_run("x/seed0", evaluations)).statistics()
+    found = statistics(read_curve(make_run("x/seed0", evaluations)))
     assert found == pytest.approx({"final": 0.5, "last5": 0.3, "best": 0.9, "area": 2.4 / 7})
 
 
@@ -86,14 +91,102 @@ def test_what_cannot_be_compared_is_refused_in_one_line(make_run, capsys, other,
     assert words in line
 
 
-def test_a_run_that_was_not_evaluated_yet_is_told_from_no_run(make_run, capsys):
-    run = make_run("x/seed0", {})
+def test_a_run_that_was_not_evaluated_yet_is_told_from_no_run_and_left_out_beside_others(make_run, capsys):
+    run, other = make_run("x/seed0", {}), make_run("x/seed1", {1: (1, 1)})
     (run / "eval.jsonl").unlink()
+    (run / "config.yaml").unlink()
     assert cli.main(["compare", str(run)]) == 2
     assert "is no run's folder" in capsys.readouterr().err
     (run / "config.yaml").write_text("")
     assert cli.main(["compare", str(run)]) == 2
     assert capsys.readouterr().err.endswith("x/seed0 has no evaluation yet (it is DONE)\n")
+    assert cli.main(["compare", str(run), str(other), "--json=-"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"mtrl: warning: run: {run} has no evaluation yet (it is DONE): left out\n"
+    assert json.loads(captured.out)["x"]["runs"] == [str(other)]
+
+
+def test_a_run_counts_once(make_run, capsys, monkeypatch, tmp_path):
+    run = make_run("x/seed0", {1: (1, 1)})
+    (tmp_path / "link").symlink_to(run)
+    monkeypatch.chdir(run.parent)
+    for again in (str(run), "./seed0/", str(tmp_path / "link")):
+        assert cli.main(["compare", "seed0", again]) == 2
+        assert "is named twice (also as seed0); each run counts once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            {"steps_per_task": 2, "seconds": 1, "tasks": {"a": {"success": 17}, "b": {"success": 0}}},
+            "success is 17",
+        ),
+        (
+            {"steps_per_task": 2, "seconds": 1, "tasks": {"a": {"success": -3}, "b": {"success": 0}}},
+            "success is -3",
+        ),
+        ({"steps_per_task": 2, "seconds": 1, "tasks": {"a": {"success": "1"}, "b": {}}}, "success is '1'"),
+        (
+            {"steps_per_task": 2, "seconds": 1, "tasks": {"a": {"success": float("nan")}, "b": {}}},
+            "success is nan",
+        ),
+        ({"steps_per_task": 1, "seconds": 1, "tasks": {"a": {}, "b": {}}}, "the line before at 1"),
+        ({"steps_per_task": 10**400, "seconds": 1, "tasks": {"a": {}, "b": {}}}, "steps_per_task is 1000"),
+        ({"steps_per_task": 2, "seconds": 1, "tasks": {"b": {}, "a": {}}}, "has other tasks than line 1"),
+        ({"steps_per_task": 2, "seconds": 1, "tasks": []}, "a mapping was expected"),
+        ([1], "a mapping was expected"),
+    ],
+)
+def test_what_no_run_writes_is_refused_by_file_and_line(make_run, capsys, line, words):
+    run = make_run("x/seed0", {1: (1, 1)})
+    with (run / "eval.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert cli.main(["compare", str(run)]) == 2
+    (text,) = capsys.readouterr().err.splitlines()
+    assert "eval.jsonl line 2" in text
+    assert words in text
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"protocol": 3}', "\x00", '{"protocol": {}}', "null"])
+def test_a_meta_file_that_no_run_writes_is_refused_in_one_line(make_run, capsys, content):
+    run = make_run("x/seed0", {1: (1, 1)})
+    (run / "meta.json").write_text(content)
+    assert cli.main(["compare", str(run)]) == 2
+    (text,) = capsys.readouterr().err.splitlines()
+    assert "meta.json" in text
+
+
+def test_a_run_that_diverged_counts_as_a_failure_from_its_end_on(make_run, capsys):
+    good = make_run("good/seed0", {1: (1, 1), 2: (1, 1), 3: (1, 1), 4: (1, 1)})
+    bad = make_run("bad/seed0", {1: (1, 1), 2: (1, 0)}, status="DIVERGED critic")
+    assert cli.main(["compare", str(good), str(bad), "--json=-"]) == 0
+    captured = capsys.readouterr()
+    table = json.loads(captured.out)
+    assert table["bad"]["area"]["mean"] == (1 + 0.5 + 0 + 0) / 4
+    assert table["bad"]["final"]["mean"] == 0
+    assert table["bad"]["failed"] == [str(bad)]
+    assert table["good"]["area"]["mean"] == 1
+    assert "is marked DIVERGED critic: its success after 2 steps per task counts as 0" in captured.err
+
+
+def test_what_makes_runs_unlike_is_said_in_a_line_each(make_run):
+    one = {"commit": "a", "versions": {"torch": "1"}}
+    two = {"commit": "b", "versions": {"torch": "2"}}
+    runs = [
+        make_run("x/seed0", {1: (1, 1)}, config="seed: 0\ntotal_steps_per_task: 5", **one),
+        make_run(
+            "y/seed7", {1: (1, 1), 2: (1, 1)}, episodes=5, config="seed: 7\ntotal_steps_per_task: 9", **two
+        ),
+    ]
+    told = warnings([read_curve(run) for run in runs])
+    for words in (
+        "numbers of episodes per evaluation: 1, 5", "total steps per task: 5, 9", "last evaluations", "commits: a, b",
+        "versions: {'torch': '1'}", "goals are fixed by the seed, and the labels have different ones (x: 0; y: 7)",
+    ):  # fmt: skip
+        assert sum(words in line for line in told) == 1, words
+    alike = [make_run(f"{x}/seed3", {1: (1, 1)}, config="seed: 3", **one) for x in "vw"]
+    assert warnings([read_curve(run) for run in alike]) == []
 
 
 def test_seeds_are_grouped_by_their_folder_and_labels_tell_equal_names_apart(make_run):
@@ -105,18 +198,50 @@ def test_seeds_are_grouped_by_their_folder_and_labels_tell_equal_names_apart(mak
     assert list(group([curves[0], curves[3]])) == ["pcgrad", "unitary"]
 
 
-def test_the_interval_over_seeds_is_scipys_percentile_bootstrap():
-    values = np.random.default_rng(1).random(8)
-    theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=20_000, rng=2).confidence_interval
-    assert bootstrap_interval(values) == pytest.approx([theirs.low, theirs.high], abs=0.01)
-    assert bootstrap_interval(values[:1]) is None
+def test_the_interval_over_seeds_is_students_and_there_is_none_below_three():
+    values = np.array([0.4, 0.6, 0.5, 0.7])
+    theirs = ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval(values) == pytest.approx([theirs.low, theirs.high])
+    assert interval(np.array([0.9, 1.0, 1.0]))[1] == 1.0  # success is at most 1
+    assert interval(values[:2]) is None
 
 
-def test_the_interquartile_mean_and_the_probability_of_improvement_are_those_by_hand():
-    assert interquartile_mean(np.array([0, 1, 2, 9])) == 1.5
-    # of the six pairs three are above, one is equal
-    assert probability_of_improvement(np.array([1, 3, 2]), np.array([2, 0])) == pytest.approx(4.5 / 6)
-    assert probability_of_improvement(np.array([1.0]), np.array([1.0])) == 0.5
+def test_a_difference_has_welchs_interval():
+    a, b = np.array([0.4, 0.6, 0.5, 0.7]), np.array([0.1, 0.3, 0.5])
+    theirs = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    found = difference(a, b)
+    assert found["mean"] == pytest.approx(0.55 - 0.3)
+    assert found["ci"] == pytest.approx([theirs.low, theirs.high])
+    assert difference(a, b[:2])["ci"] is None
+
+
+@pytest.mark.parametrize("runs", [3, 5, 10])
+def test_intervals_over_runs_cover_95_of_100_draws(runs):
+    generator = np.random.default_rng(0)
+    means, shifts = [], []
+    for _ in range(4000):
+        a, b = generator.normal(0.5, 0.05, runs), generator.normal(0.5, 0.1, runs + 1)
+        low, high = interval(a)
+        means.append(low <= 0.5 <= high)
+        low, high = difference(a, b)["ci"]
+        shifts.append(low <= 0 <= high)
+    assert np.mean(means) == pytest.approx(0.95, abs=0.02)
+    assert np.mean(shifts) == pytest.approx(0.95, abs=0.02)
+
+
+def test_the_interquartile_mean_is_over_the_scores_of_runs_and_tasks(make_run):
+    # tasks' scores 0, 1 and 0.2, 0.6: the middle two of four
+    runs = [make_run("x/seed0", {1: (0, 1)}), make_run("x/seed1", {1: (0.2, 0.6)})]
+    assert interquartile_mean([read_curve(run) for run in runs]) == pytest.approx(0.4)
+
+
+def test_differences_are_from_the_reference_that_is_named(make_run, capsys):
+    runs = [str(make_run(f"{x}/seed{n}", {1: (s, s)})) for x, s in (("a", 0.2), ("b", 0.5)) for n in range(3)]
+    assert cli.main(["compare", *runs, "--reference", "b", "--json=-"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["a"]["area_minus_reference"]["mean"] == pytest.approx(-0.3)
+    assert cli.main(["compare", *runs, "--reference", "c"]) == 2
+    assert "reference: 'c' is none of the labels a, b" in capsys.readouterr().err
 
 
 def test_conflicts_are_averaged_over_seeds_and_over_the_second_half_of_each(make_run):
