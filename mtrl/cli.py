@@ -13,7 +13,10 @@ Exit codes:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -40,8 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what an old terminal cannot show is replaced, not fatal
+            stream.reconfigure(errors="backslashreplace" if stream is sys.stderr else "replace")
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
     except (ConfigError, SuiteError, OptimizerError, PolicyError, CheckpointError) as error:
         print(f"mtrl: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -52,10 +60,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mtrl: no memory: {reason}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:
+        leave_output()
         return FAILED
+    except (
+        OSError
+    ) as error:  # outside of training, which marks its run: a place that may not be entered or is full
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"mtrl: {where}{error.strerror or error}", file=sys.stderr)
+        leave_output()
+        return BAD_INPUT if error.filename else FAILED
     except KeyboardInterrupt:
         print("mtrl: interrupted", file=sys.stderr)
         return FAILED
+
+
+def leave_output() -> None:
+    """Have what is left in the buffer of standard output go nowhere: who reads it is gone, or the disk is full."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(arguments: list[str]) -> int:

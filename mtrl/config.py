@@ -13,6 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+MOST_LAYERS, MOST_WIDTH, MOST_WORKERS = (
+    1_000,
+    1_000_000,
+    10_000,
+)  # more is a slip, and costs memory to refuse later
+LONGEST_LABEL = 100
+
 
 class ConfigError(ValueError):
     """A setting that cannot be used. One line: the key, its value, what would be valid."""
@@ -24,7 +31,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
-def _check(condition: bool, key: str, value: object, valid: str) -> None:
+def _check(condition: object, key: str, value: object, valid: str) -> None:
     if not condition:
         raise ConfigError(f"{key}: {value!r} is not valid; it must be {valid}")
 
@@ -33,6 +40,9 @@ def _check_fields(config: object, prefix: str = "") -> None:
     """Raise unless every number is finite and every field that lists its values has one of them."""
     for name, hint in get_type_hints(type(config)).items():
         key, value = prefix + name, getattr(config, name)
+        if hasattr(value, "item") and not getattr(value, "shape", ()):  # a number of numpy's
+            value = value.item()
+            object.__setattr__(config, name, value)
         _check(not isinstance(value, float) or math.isfinite(value), key, value, "a finite number")
         if get_origin(hint) is Literal:
             _check(value in get_args(hint), key, value, f"one of {get_args(hint)}")
@@ -79,8 +89,11 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         _check_fields(self)
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        _check(all(width > 0 for width in self.hidden), "hidden", self.hidden, "a list of positive widths")
-        _check(self.blocks >= 0, "blocks", self.blocks, ">= 0")
+        _check(
+            len(self.hidden) <= MOST_LAYERS and all(0 < width <= MOST_WIDTH for width in self.hidden),
+            "hidden", self.hidden, f"a list of at most {MOST_LAYERS} widths from 1 to {MOST_WIDTH}",
+        )  # fmt: skip
+        _check(0 <= self.blocks <= MOST_LAYERS, "blocks", self.blocks, f"from 0 to {MOST_LAYERS}")
         _check(
             self.blocks == 0 or len(self.hidden) > 0,
             "blocks",
@@ -151,8 +164,8 @@ class CriticConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self.ensemble >= 1, "ensemble", self.ensemble, ">= 1")
-        _check(self.atoms >= 2, "atoms", self.atoms, ">= 2")
+        _check(1 <= self.ensemble <= MOST_LAYERS, "ensemble", self.ensemble, f"from 1 to {MOST_LAYERS}")
+        _check(2 <= self.atoms <= MOST_WIDTH, "atoms", self.atoms, f"from 2 to {MOST_WIDTH}")
         _check(self.support > 0, "support", self.support, "> 0")
 
 
@@ -235,12 +248,17 @@ class AgentConfig:
     kernels: Literal["auto", "plain", "torch", "onednn"] = "auto"
 
     def __post_init__(self) -> None:
-        _check_fields(self, "agent.")
-        _check(0 <= self.gamma < 1, "agent.gamma", self.gamma, "in [0, 1)")
-        _check(0 < self.tau <= 1, "agent.tau", self.tau, "in (0, 1]")
-        _check(0 < self.policy_tau <= 1, "agent.policy_tau", self.policy_tau, "in (0, 1]")
-        _check(self.embedding_dim >= 1, "agent.embedding_dim", self.embedding_dim, ">= 1")
-        _check(0 < self.ema_coefficient <= 1, "agent.ema_coefficient", self.ema_coefficient, "in (0, 1]")
+        _check_fields(self)
+        _check(0 <= self.gamma < 1, "gamma", self.gamma, "in [0, 1)")
+        _check(0 < self.tau <= 1, "tau", self.tau, "in (0, 1]")
+        _check(0 < self.policy_tau <= 1, "policy_tau", self.policy_tau, "in (0, 1]")
+        _check(
+            1 <= self.embedding_dim <= MOST_WIDTH,
+            "embedding_dim",
+            self.embedding_dim,
+            f"from 1 to {MOST_WIDTH}",
+        )
+        _check(0 < self.ema_coefficient <= 1, "ema_coefficient", self.ema_coefficient, "in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -260,12 +278,12 @@ class ReplayConfig:
     sampling: Literal["balanced", "uniform"] = "balanced"
 
     def __post_init__(self) -> None:
-        _check_fields(self, "replay.")
-        _check(self.capacity >= 1, "replay.capacity", self.capacity, ">= 1")
-        _check(self.batch_size >= 1, "replay.batch_size", self.batch_size, ">= 1")
+        _check_fields(self)
+        _check(self.capacity >= 1, "capacity", self.capacity, ">= 1")
+        _check(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
         _check(
             self.sampling == "uniform" or self.batch_size == int(self.batch_size),
-            "replay.batch_size", self.batch_size, "a whole number with balanced sampling",
+            "batch_size", self.batch_size, "a whole number with balanced sampling",
         )  # fmt: skip
 
 
@@ -343,4 +361,13 @@ class TrainConfig:
             self.threads,
             "from 1 to 1024, or auto",
         )
-        _check(self.workers == "auto" or self.workers >= 0, "workers", self.workers, ">= 0, or auto")
+        _check(
+            self.workers == "auto" or 0 <= self.workers <= MOST_WORKERS,
+            "workers", self.workers, f"from 0 to {MOST_WORKERS}, or auto",
+        )  # fmt: skip
+        fits = self.label is None or (
+            self.label.isprintable() and self.label.strip(". ") and "/" not in self.label
+            and len(self.label) <= LONGEST_LABEL
+        )  # fmt: skip
+        valid = f"a folder's name of at most {LONGEST_LABEL} printable characters, without /"
+        _check(fits, "label", self.label, valid)

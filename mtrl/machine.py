@@ -54,7 +54,7 @@ def choose_threads(threads: int | Literal["auto"]) -> int:
     """``auto`` is what the environment allows the libraries, else the cores this process may run on."""
     if threads != "auto":
         return threads
-    limits = [int(os.environ[name]) for name in LIBRARIES if os.environ.get(name, "").isdigit()]
+    limits = [int(os.environ[name]) for name in LIBRARIES if os.environ.get(name, "").isdecimal()]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min([cores, *(limit for limit in limits if limit > 0)])
 

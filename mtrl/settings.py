@@ -1,59 +1,68 @@
-"""Command lines and YAML files to dataclasses; every error one line that names the key."""
+"""YAML files and command lines to settings, in one dialect; every error is one line that names the whole key.
+
+A file and the command line become the same nested mapping of plain values. Only the merged mapping is converted,
+field by field, to what the dataclasses of :mod:`mtrl.config` declare. A string is a string: none is imported, opened
+or read a second time as YAML.
+"""
 
 from __future__ import annotations
 
-import json
+import argparse
+import dataclasses
+import os
 import re
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-import torch
 import yaml
-from jsonargparse import ArgumentParser
 
 from mtrl.config import ConfigError, TrainConfig, nearest
-from mtrl.envs import Protocol, preset_fields
-from mtrl.machine import choose_kernels, choose_precision, choose_threads
+from mtrl.envs import Protocol, SuiteError, preset_fields
 
 # in a wheel the configs lie inside the package, in a checkout beside it
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
-MOST_BYTES, MOST_VALUES = 2**20, 10_000  # of a config file
-WORDS = {
-    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "tuple": "a list",
-    "dict": "a mapping of names to values", "NoneType": "null",
+MOST_BYTES, MOST_VALUES, MOST_DEPTH = 2**20, 10_000, 20  # of a config file
+MOST_DIGITS = 40  # of a number
+LONGEST = 60  # of a value that an error shows
+WORDS: dict[Any, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
 }  # fmt: skip
-FREE = "optimizer.options."  # keys below it belong to the optimizer's class, which checks them
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+COMMAND_ONLY = ("config", "resume", "allow_changes")  # what a file may not say
 
 
-class Parser(ArgumentParser):  # type: ignore[misc]
-    """jsonargparse's parser, without the page of usage before an error."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(explain(str(ex or message)))
-
-
-def explain(message: str) -> str:
-    """jsonargparse's several lines as one: the key, its value, what would be valid."""
-    text = re.sub(
-        r"<class '(\w+)'>", r"\1", one_line(message).replace('Parser key "', '"').replace(":;", ":")
-    )
-    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
-    wrong = re.search(r'"([\w.]+)": (?:Expected|Does not).*?(?:Got|Given) value: ([^;]*)', text)
-    expected = re.findall(r"Expected an? (one of [^;]*?'(?=[.;])|\w+)", text)
-    if wrong and expected:
-        valid = " or ".join(dict.fromkeys(WORDS.get(word, word) for word in expected))
-        return f"{wrong[1]}: {wrong[2]} is not valid; it must be {valid}"
-    if unloaded := re.search(r'"([\w.]+)": Unable to load config (.*?);', text):
-        return f"{unloaded[1]}: {unloaded[2]} is not valid; it must be a mapping of names to values"
-    return re.sub(r"^argument --([\w.]+): expected one argument", r"\1: a value is missing", text)
+def shown(value: Any) -> str:
+    """A value as an error shows it: in one line, not longer than :data:`LONGEST`, printable."""
+    text = "null" if value is None else repr(value) if isinstance(value, (str, bool)) else str(value)
+    text = text.encode("ascii", "backslashreplace").decode() if not text.isprintable() else text
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 def one_line(message: str) -> str:
     """A message of several lines as one."""
     return "; ".join(line.strip(" -") for line in message.splitlines() if line.strip(" -"))
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser for the other commands' few options, whose errors are :class:`ConfigError`."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**named, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        text = re.sub(r"^argument (--)?", "", message)
+        text = re.sub(r"^(\w+): expected .*argument", r"\1: a value is missing", text)
+        text = re.sub(
+            r"^(\w+): invalid int value: '(.*)'", r"\1: \2 is not valid; it must be a whole number", text
+        )
+        raise ConfigError(one_line(text))
+
+
+# --- files ---------------------------------------------------------------------------------------------------
 
 
 def config_names() -> dict[str, Path]:
@@ -69,160 +78,107 @@ def find_config(name: str) -> Path:
     names = config_names()
     if name in names:
         return names[name]
-    path = Path(name)
+    path = path_of("config", name)
     if path.is_file():
         return path
     raise ConfigError(
-        f"config: {name!r} is neither a file nor a shipped config{nearest(name, names)}; "
+        f"config: {shown(name)} is neither a file nor a shipped config{nearest(name, names)}; "
         f"there are {', '.join(n for n in names if '/' not in n)} (see `mtrl list configs`)"
     )
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a ``mtrl train`` command line asks for.
-
-    Attributes:
-        text: the resolved config as YAML, which asks for the same run again.
-        resume: the run to go on with, if ``--resume`` named one.
-        allow_changes: whether an unfinished run may go on with other settings.
-    """
-
-    config: TrainConfig
-    protocol: Protocol
-    text: str
-    resume: Path | None = None
-    allow_changes: bool = False
-
-
-def train_parser() -> Parser:
-    parser = Parser(prog="mtrl train", description="Train an agent.")
-    parser.add_argument("--config", action="config", help="a shipped config by name, or a YAML file")
-    parser.add_argument("--resume", type=str, help="go on with the unfinished run in this folder")
-    parser.add_argument("--allow_changes", action="store_true", help="go on although settings changed")
-    parser.add_class_arguments(TrainConfig)
-    parser.add_argument("--protocol", type=Protocol, default=Protocol())
-    return parser
-
-
-def parse_train(arguments: Sequence[str]) -> Request:
-    """The run that a command line asks for.
+def path_of(key: str, text: str) -> Path:
+    """A path as it was given, with ``~`` and ``$VARIABLES`` spelt out.
 
     Raises:
-        ConfigError, SuiteError: naming the key, its value and what would be valid.
+        ConfigError: it is no path that this system can have, or names a variable that is not set.
     """
-    parser = train_parser()
-    known = [action.dest for action in parser._actions]
-    resolved: list[str] = []
-    preset: Mapping[str, Any] = {}
-    remaining = iter(arguments)
-    for argument in remaining:
-        option, equals, value = argument[2:].partition("=")
-        if option in ("config", "resume") and argument.startswith("--"):
-            value = value if equals else next(remaining, "")
-            if not value:
-                raise ConfigError(f"{option}: a value is missing")
-        if not argument.startswith("--"):
-            resolved.append(argument)
-        elif option == "config":
-            resolved.append(f"--config={json.dumps(load_config(find_config(value), known), default=str)}")
-        elif option == "protocol.preset":
-            preset = preset_fields(value if equals else next(remaining, ""))
-        elif option == "resume":
-            run = Path(value)
-            if not (run / "config.yaml").is_file():
-                raise ConfigError(f"resume: {str(run)!r} is no run's folder (it has no config.yaml)")
-            check_file(run / "config.yaml", known)
-            resolved += [f"--config={run / 'config.yaml'}", f"--run_dir={run}", f"--resume={run}"]
-        else:
-            check_key(option, known)
-            resolved.append(argument)
-    # above what config files say, below what the command line says itself
-    last = max((i for i, text in enumerate(resolved, start=1) if text.startswith("--config=")), default=0)
-    resolved[last:last] = [f"--protocol.{key}={value}" for key, value in preset.items()]
-    values = parser.parse_args(resolved)
-    made = vars(parser.instantiate(values))
-    resume, allow_changes = made.pop("resume"), made.pop("allow_changes")
-    protocol = made.pop("protocol")
-    made.pop("config")
-    for key in ("config", "resume", "allow_changes"):
-        values.pop(key, None)
-    text = parser.dump(values, skip_none=False, skip_validation=True)
-    return Request(TrainConfig(**made), protocol, text, Path(resume) if resume else None, allow_changes)
+    if not isinstance(text, str) or not text:
+        raise ConfigError(f"{key}: {shown(text)} is not valid; it must be a path")
+    full = os.path.expanduser(os.path.expandvars(text))
+    unset = [name for name in re.findall(r"\$\{?(\w+)", text) if name not in os.environ]
+    if unset:
+        raise ConfigError(f"{key}: {shown(text)} names the variable {unset[0]}, which is not set")
+    parts = [os.fsencode(part) for part in full.split(os.sep)]
+    if "\0" in full or not _decodes(full) or max(map(len, parts)) > 255 or sum(map(len, parts)) > 4000:
+        raise ConfigError(f"{key}: {shown(text)} is not valid; it must be a path that this system can have")
+    if full.startswith("~"):
+        raise ConfigError(f"{key}: {shown(text)} names a user that there is not")
+    return Path(full)
 
 
-def settle(request: Request, run: Path, device: torch.device) -> Request:
-    """The request with ``auto`` spelt out where it changes numbers: as a run in this folder has it, else as
-    this machine has it. So a resume computes as before, on whatever machine.
+def _decodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Loader(yaml.SafeLoader):
+    """YAML's safe loader, for which a key that comes twice in a mapping is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1 and key != "<<"), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"the key {shown(twice)} comes twice")
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str, what: str) -> Any:
+    """A text's content as plain values.
+
+    Raises:
+        ConfigError: it is no YAML, or larger or deeper than a config ever is, its references followed.
     """
-    config, agent = request.config, request.config.agent
-    started: dict[str, Any] = dict(flat_items(read_settings(run))) if run.is_file() else {}
-
-    def settled(key: str, value: Any, choice: Callable[[Any], Any]) -> Any:
-        before = started.get(key, "auto")
-        return choice(before if value == "auto" else value)
-
-    threads = settled("threads", config.threads, choose_threads)
-    precision = settled("agent.precision", agent.precision, partial(choose_precision, device=device))
-    kernels = settled("agent.kernels", agent.kernels, partial(choose_kernels, device=device))
-    text = yaml.safe_load(request.text)
-    text["threads"] = threads
-    text["agent"] |= {"precision": precision, "kernels": kernels}
-    return replace(
-        request,
-        config=replace(config, threads=threads, agent=replace(agent, precision=precision, kernels=kernels)),
-        text=yaml.safe_dump(text, sort_keys=False),
-    )
+    try:
+        if count_values(yaml.compose(text, Loader=Loader), {}) > MOST_VALUES:
+            raise ConfigError(f"{what} has more than {MOST_VALUES} values, its references followed")
+        content = yaml.load(text, Loader=Loader)
+    except ConfigError:
+        raise
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{what} cannot be read as YAML ({shown(one_line(str(error)))})") from None
+    require_plain(content, what, 0)
+    return content
 
 
-def changed_settings(before: Path, now: str) -> list[str]:
-    """``key: old -> new`` for every setting that differs between a run's resolved config and another;
-    where a run lies is no setting of it.
-    """
-    old, new = dict(flat_items(read_settings(before))), dict(flat_items(yaml.safe_load(now)))
-    keys = [key for key in {**old, **new} if key != "run_dir" and old.get(key) != new.get(key)]
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
-
-
-def check_key(key: str, known: list[str]) -> None:
-    """Raise when there is no such setting, with the nearest one."""
-    if key in known or key.startswith(FREE) or key in ("help", "print_config", "optimizer.options"):
-        return
-    if any(name.startswith(key + ".") for name in known):
-        return
-    leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    hint = f", did you mean {leaf[0]!r}?" if leaf else nearest(key, known)
-    raise ConfigError(f"no setting {key!r}{hint} (`mtrl train --print_config` shows all)")
-
-
-def check_file(path: Path, known: list[str]) -> None:
-    """Raise unless the file is YAML whose keys are all settings."""
-    for key, _ in flat_items(read_settings(path)):
-        check_key(key, known)
-
-
-def read_settings(path: Path) -> dict[Any, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, is no mapping, or is larger than a config ever is, also once
-            its references are followed.
+        ConfigError: it cannot be read, is no mapping of names, or is larger than a config ever is.
     """
     try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
+        if not path.is_file():
+            raise ConfigError(f"config: {path} is no regular file")
+        if (size := path.stat().st_size) > MOST_BYTES:
             raise ConfigError(f"config: {path} has {size} bytes; a config has at most {MOST_BYTES}")
-        text = path.read_text()
-        if count_values(yaml.compose(text, Loader=yaml.SafeLoader), {}) > MOST_VALUES:
-            raise ConfigError(f"config: {path} has more than {MOST_VALUES} values, its references followed")
-        content = yaml.safe_load(text)
-    except ConfigError:
-        raise
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"config: {path} cannot be read as YAML ({one_line(str(error))})") from None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise ConfigError(f"config: {path} cannot be read as YAML ({reason})") from None
+    content = load_yaml(text, f"config: {path}")
     if not isinstance(content, dict):
         raise ConfigError(f"config: {path} holds no settings (a mapping of names to values)")
     return content
+
+
+def require_plain(value: Any, what: str, depth: int) -> None:
+    """Raise unless all keys are names and all numbers are of a length that a person writes."""
+    if depth > MOST_DEPTH:
+        raise ConfigError(f"{what} is nested deeper than {MOST_DEPTH} levels")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{what} has the key {shown(key)}, which is no name")
+            require_plain(item, what, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            require_plain(item, what, depth + 1)
+    elif isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
+        raise ConfigError(f"{what} has a number of more than {MOST_DIGITS} digits")
 
 
 def count_values(node: yaml.Node | None, counted: dict[int, int]) -> int:
@@ -237,23 +193,14 @@ def count_values(node: yaml.Node | None, counted: dict[int, int]) -> int:
     return counted[id(node)]
 
 
-def flat_items(content: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of the leaves of nested mappings."""
-    for key, value in content.items():
-        if isinstance(value, dict) and value:
-            yield from flat_items(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def load_config(path: Path, known: list[str]) -> dict[str, Any]:
+def load_config(path: Path) -> dict[str, Any]:
     """A config's settings above those of its ``base``, with ``protocol.preset`` spelt out: self-contained.
 
     Raises:
         ConfigError: naming a key or a base that there is not, or configs that are each other's base.
         SuiteError: there is no such preset.
     """
-    settings = with_base(path, [*known, "base", "protocol.preset"], ())
+    settings = with_base(path, ())
     protocol = settings.get("protocol")
     if isinstance(protocol, dict) and "preset" in protocol:
         fields = {key: value for key, value in protocol.items() if key != "preset"}
@@ -261,7 +208,7 @@ def load_config(path: Path, known: list[str]) -> dict[str, Any]:
     return settings
 
 
-def with_base(path: Path, known: list[str], above: tuple[Path, ...]) -> dict[str, Any]:
+def with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """A config's settings above those of its ``base`` (a shipped config, or a file beside it).
 
     A base's ``label`` and ``run_dir`` are its own runs'; naming another optimizer drops the base's options.
@@ -269,15 +216,15 @@ def with_base(path: Path, known: list[str], above: tuple[Path, ...]) -> dict[str
     if path in above:
         chain = " -> ".join(str(p) for p in (*above[above.index(path) :], path))
         raise ConfigError(f"base: configs that are each other's base ({chain})")
-    check_file(path, known)
-    own: dict[str, Any] = read_settings(path)
+    own = read_settings(path)
+    check_keys(own, ("base", "protocol.preset"))
     name = own.pop("base", None)
     if name is None:
         return own
     if not isinstance(name, str):
-        raise ConfigError(f"base: {name!r} in {path} is not the name of a config")
+        raise ConfigError(f"base: {shown(name)} in {path} is not the name of a config")
     beside = path.parent / name
-    base = with_base(beside if beside.is_file() else find_config(name), known, (*above, path))
+    base = with_base(beside if beside.is_file() else find_config(name), (*above, path))
     for key in ("label", "run_dir"):
         base.pop(key, None)
     if dict(flat_items(own)).get("optimizer.name", "") not in (
@@ -288,10 +235,303 @@ def with_base(path: Path, known: list[str], above: tuple[Path, ...]) -> dict[str
     return merged(base, own)
 
 
-def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def flat_items(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of the leaves of nested mappings."""
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from flat_items(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Nested mappings, one laid over the other."""
     both = dict(below)
     for key, value in above.items():
         old = both.get(key)
         both[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return both
+
+
+# --- from plain values to dataclasses ------------------------------------------------------------------------
+
+
+def fields_of(cls: type) -> dict[str, Any]:
+    """Names and types of a dataclass's fields."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+SECTIONS: dict[str, Any] = {**fields_of(TrainConfig), "protocol": Protocol}
+
+
+def _class(hint: Any) -> type:
+    assert isinstance(hint, type)
+    return hint
+
+
+def known_names(fields: Mapping[str, Any] = SECTIONS, prefix: str = "") -> Iterator[str]:
+    """Every setting by its dotted name, sections included."""
+    for name, hint in fields.items():
+        yield prefix + name
+        if dataclasses.is_dataclass(hint):
+            yield from known_names(fields_of(_class(hint)), f"{prefix}{name}.")
+
+
+def check_keys(content: Mapping[str, Any], more: Sequence[str] = ()) -> None:
+    """Raise when a key is no setting, with the nearest one."""
+    known = [*known_names(), *more]
+    for key, _ in flat_items(content):
+        if key in known or key.startswith("optimizer.options."):
+            continue
+        if key in COMMAND_ONLY:
+            raise ConfigError(f"{key}: a file cannot say it; give --{key} on the command line")
+        section = key.rpartition(".")[0]
+        if any(name in known and name not in SECTIONS for name in parents(section)):
+            continue  # a leaf that was given a mapping: the conversion tells
+        leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+        hint = f", did you mean {leaf[0]!r}?" if leaf else nearest(key, known)
+        raise ConfigError(f"no setting {shown(key)}{hint} (`mtrl train --print_config` shows all)")
+
+
+def parents(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+
+
+def convert(hint: Any, value: Any, key: str) -> Any:
+    """A plain value as the type that a field declares.
+
+    Raises:
+        ConfigError: it is none; the whole key, the value, and what would be valid.
+    """
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: {shown(value)} is not valid; it must be a mapping of names to values")
+        known = fields_of(_class(hint))
+        inner = {name: convert(known[name], item, f"{key}.{name}") for name, item in value.items()}
+        return build(_class(hint), inner, key)
+    found = _fitting(hint, value)
+    if not found:
+        raise ConfigError(f"{key}: {shown(value)} is not valid; it must be {words(hint)}")
+    return found[0]
+
+
+def build(cls: Callable[..., Any], values: Mapping[str, Any], key: str) -> Any:
+    """``cls(**values)``, whose complaint gets the keys above it."""
+    try:
+        return cls(**values)
+    except (ConfigError, SuiteError) as error:
+        raise ConfigError(f"{key}.{error}" if key else str(error)) from None
+
+
+def _fitting(hint: Any, value: Any) -> list[Any]:
+    """The value as this type, in a list; empty where it is none."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return [v for v in arguments if v == value and type(v) is type(value)]
+    if origin in (Union, types.UnionType):
+        return next((found for member in arguments if (found := _fitting(member, value))), [])
+    if origin in (tuple, list):
+        items = [_fitting(arguments[0], item) for item in value] if isinstance(value, (list, tuple)) else [[]]
+        return [origin(item[0] for item in items)] if all(items) else []
+    if origin is dict:
+        return [dict(value)] if isinstance(value, Mapping) else []
+    if hint in (int, float) and isinstance(value, str) and NUMBER.fullmatch(value):
+        value = float(value)  # YAML reads 3e2 as text
+    if isinstance(value, bool) or hint is bool:
+        return [value] if hint is bool and isinstance(value, bool) else []
+    if hint is float and isinstance(value, (int, float)):
+        return [float(value)]
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return [int(value)]
+    return [value] if isinstance(value, hint) else []
+
+
+def words(hint: Any) -> str:
+    """What a type's values are, in words."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(words(member) for member in arguments))
+    if origin in (tuple, list):
+        return f"a list of {words(arguments[0]).removeprefix('a ')}s"
+    if origin is dict:
+        return "a mapping of names to values"
+    return WORDS[hint]
+
+
+# --- the command line ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a ``mtrl train`` command line asks for.
+
+    Attributes:
+        text: the resolved config as YAML, which asks for the same run again.
+        resume: the run to go on with, if ``--resume`` named one.
+        allow_changes: whether an unfinished run may go on with other settings.
+        print_config: whether to print the text instead.
+    """
+
+    config: TrainConfig
+    protocol: Protocol
+    text: str
+    resume: Path | None = None
+    allow_changes: bool = False
+    print_config: bool = False
+
+
+def parse_train(arguments: Sequence[str]) -> Request:
+    """The run that a command line asks for: its configs in their order, a preset above them, then each setting.
+
+    Raises:
+        ConfigError, SuiteError: naming the key, its value and what would be valid.
+    """
+    files: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    preset: Mapping[str, Any] = {}
+    resume: Path | None = None
+    flags = {"allow_changes": False, "print_config": False}
+    remaining = iter(arguments)
+    for argument in remaining:
+        key, equals, value = argument[2:].partition("=")
+        if not argument.startswith("--") or not key:
+            raise ConfigError(
+                f"unrecognized arguments: {shown(argument)}; settings are given as --name value"
+            )
+        if key in flags:
+            if equals:
+                raise ConfigError(f"{key}: it takes no value")
+            flags[key] = True
+            continue
+        if not equals:
+            given = next(remaining, None)
+            if given is None:
+                check_keys(nested(key, None), (*COMMAND_ONLY, "protocol.preset"))
+                if key == "protocol.preset":
+                    preset_fields("")
+                _missing(key)
+            value = given
+        if key == "config":
+            files = merged(files, load_config(find_config(value))) if value else _missing(key)
+        elif key == "resume":
+            resume = path_of("resume", value) if value else _missing(key)
+            if not (resume / "config.yaml").is_file():
+                raise ConfigError(f"resume: {shown(value)} is no run's folder (it has no config.yaml)")
+            files = merged(files, load_config(resume / "config.yaml"))
+            own = merged(own, {"run_dir": str(resume)})
+        elif key == "protocol.preset":
+            preset = preset_fields(value)
+        else:
+            check_keys(nested(key, None))
+            own = merged(own, nested(key, value_of(key, value)))
+    settings = merged(merged(files, {"protocol": dict(preset)} if preset else {}), own)
+    check_keys(settings)
+    values = {
+        name: convert(hint, settings[name], name) for name, hint in SECTIONS.items() if name in settings
+    }
+    protocol = values.pop("protocol", Protocol())
+    if values.get("run_dir") is not None:
+        values["run_dir"] = str(path_of("run_dir", values["run_dir"]))
+    config = build(TrainConfig, values, "")
+    text = yaml.safe_dump(
+        plain({**dataclasses.asdict(config), "protocol": protocol.to_dict()}), sort_keys=False
+    )
+    return Request(config, protocol, text, resume, **flags)
+
+
+def _missing(key: str) -> NoReturn:
+    raise ConfigError(f"{key}: a value is missing")
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """``a.b.c`` and a value as nested mappings."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def value_of(key: str, text: str) -> Any:
+    """What a command line gives for a setting: text where the setting is text, else YAML."""
+    hint: Any = None
+    fields: Mapping[str, Any] = SECTIONS
+    for part in key.split("."):
+        hint = fields.get(part)
+        fields = fields_of(_class(hint)) if dataclasses.is_dataclass(hint) else {}
+    if hint is str or (str in get_args(hint) and text != "null"):
+        return text
+    if len(text) > MOST_BYTES:
+        raise ConfigError(
+            f"{key}: a value of {len(text)} characters; a config has at most {MOST_BYTES} bytes"
+        )
+    if "&" in text or "*" in text:
+        raise ConfigError(f"{key}: {shown(text)} is not valid; a value has no references")
+    value = load_yaml(text, key)
+    return float(text) if text.lower() in ("nan", "inf", "-inf") else value
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def settle(request: Request, run: Path, device: Literal["cpu", "cuda"]) -> Request:
+    """The request with ``auto`` spelt out where it changes numbers: as a run in this folder has it, else as
+    this machine has it. So a resume computes as before, on whatever machine.
+    """
+    import torch
+
+    from mtrl.machine import choose_kernels, choose_precision, choose_threads
+
+    config, agent = request.config, request.config.agent
+    started: dict[str, Any] = dict(flat_items(read_settings(run))) if run.is_file() else {}
+
+    def settled(key: str, value: Any, choice: Callable[[Any], Any]) -> Any:
+        before = started.get(key, "auto")
+        return choice(before if value == "auto" else value)
+
+    place = torch.device(device)
+    threads = settled("threads", config.threads, choose_threads)
+    precision = settled("agent.precision", agent.precision, partial(choose_precision, device=place))
+    kernels = settled("agent.kernels", agent.kernels, partial(choose_kernels, device=place))
+    agent = replace(agent, precision=precision, kernels=kernels)
+    config = replace(config, threads=threads, device=device, agent=agent)
+    text = plain({**dataclasses.asdict(config), "protocol": request.protocol.to_dict()})
+    return replace(request, config=config, text=yaml.safe_dump(text, sort_keys=False))
+
+
+def changed_settings(before: Path, now: str) -> list[str]:
+    """``key: old -> new`` for every setting that differs between a run's resolved config and another;
+    where a run lies is no setting of it.
+    """
+    old, new = dict(flat_items(read_settings(before))), dict(flat_items(yaml.safe_load(now)))
+    keys = [key for key in {**old, **new} if key != "run_dir" and old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
+
+
+def explained(cls: type = TrainConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every setting's dotted name, default, and what its class's docstring says of it."""
+    texts = described(cls)
+    default = cls()
+    for name, hint in fields_of(cls).items():
+        value = getattr(default, name)
+        if dataclasses.is_dataclass(hint):
+            yield from explained(_class(hint), f"{prefix}{name}.")
+        else:
+            yield prefix + name, shown(plain(value)).strip("'"), texts.get(name, "")
+
+
+def described(cls: type) -> dict[str, str]:
+    """What the ``Args`` of a class and of those it extends say of each, on one line."""
+    found: dict[str, str] = {}
+    for kind in reversed(cls.__mro__):
+        _, _, text = (kind.__doc__ or "").partition("Args:\n")
+        for names, body in re.findall(r"^ {8}(\w[\w, ]*): (.*(?:\n {12}.*)*)", text, flags=re.MULTILINE):
+            for name in names.split(", "):
+                found[name] = " ".join(body.split())
+    return found

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from mtrl.bench.measure import MOST_SPREAD, Ratio
 from mtrl.bench.optimizers import time_optimizers
@@ -25,7 +24,7 @@ from mtrl.bench.updates import DTYPES, update_ratios
 from mtrl.commands.bench_training import training_ratios
 from mtrl.config import ConfigError
 from mtrl.machine import CPUINFO, bf16_is_fast, choose_threads
-from mtrl.results.tables import report_json
+from mtrl.results.tables import make_table, report_json, require_writable, show
 from mtrl.run.folder import versions
 from mtrl.settings import Parser, parse_train
 
@@ -47,7 +46,6 @@ def main(arguments: list[str]) -> int:
     threads = choose_threads(args.threads if args.threads == "auto" else int(args.threads))
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    console = Console()
     if args.tune:
         result, table = tune(args.config, args.threads, args.rounds)
     elif args.what == "optimizers":
@@ -56,7 +54,7 @@ def main(arguments: list[str]) -> int:
         result, table = report(args.rounds, args.quick)
     if report_json(result, args.json):
         return 0
-    console.print(table)
+    show(table)
     if args.tune:
         print(f"recommended: {result['recommended']}")
     return 0
@@ -66,17 +64,13 @@ def check(args: Any) -> None:
     """Raise ConfigError for what cannot be asked for together, or written: now, not after minutes."""
     if args.rounds < 1:
         raise ConfigError(f"rounds: {args.rounds} is not valid; it must be >= 1")
-    if args.threads != "auto" and not (args.threads.isdigit() and 1 <= int(args.threads) <= 1024):
+    if args.threads != "auto" and not (args.threads.isdecimal() and 1 <= int(args.threads) <= 1024):
         raise ConfigError(f"threads: {args.threads!r} is not valid; it must be from 1 to 1024, or auto")
     if len([wanted for wanted in (args.what, args.quick, args.tune) if wanted]) > 1:
         raise ConfigError("optimizers, --quick and --tune are three things; choose one")
     if args.config and not args.tune:
         raise ConfigError(f"config: {args.config!r} is only for --tune; the other sizes are fixed")
-    if args.json and args.json != "-":
-        try:
-            Path(args.json).open("a").close()
-        except OSError as error:
-            raise ConfigError(f"json: {args.json} cannot be written ({error.strerror})") from None
+    require_writable(args.json)
 
 
 def say(text: str) -> None:
@@ -116,13 +110,10 @@ def report(rounds: int, quick: bool) -> tuple[dict[str, Any], Table]:
         measured |= training_ratios(rounds, torch.get_num_threads(), say=say)
     ratios = {key: measured[key] for key in BARS if key in measured}
     speeds = ", ".join(f"{gflops:.0f} GFLOP/s {name}" for name, gflops in about["peak_gflops"].items())
-    # no wrapping: a key that is cut in two cannot be looked up
-    columns = [Column(name, no_wrap=True) for name in ("ratio", "value", "quartiles", "bar", "", "ms / ms")]
-    table = Table(
-        *columns, box=None, padding=(0, 1, 0, 0),
+    table = make_table(
+        "ratio", "value", "quartiles", "bar", "", "ms / ms",
         title=f"{about['processor']}, {about['threads']} thread(s), {speeds}, load {about['load']}",
-        caption=f"noisy: quartiles apart by more than {MOST_SPREAD:.0%} of the value. "
-        "void: where bf16 is emulated.",
+        caption=f"noisy: quartiles apart by more than {MOST_SPREAD:.0%} of the value. void: where bf16 is emulated.",
     )  # fmt: skip
     for key, ratio in ratios.items():
         value = "noisy" if ratio.value is None else short(ratio.value)
@@ -162,7 +153,7 @@ def optimizers(rounds: int) -> tuple[dict[str, Any], Table]:
         "setting": {**vars(setting), "rounds": rounds},
         "optimizers": time_optimizers(setting, rounds),
     }
-    table = Table(
+    table = make_table(
         "method", "solver T=10, ms", "solver T=50, ms", "update, ms", "over unitary",
         title=f"T = {setting.tasks}, {setting.rows} rows per task, 3 × {setting.hidden[0]}, "
         f"{torch.get_num_threads()} thread(s), medians",
@@ -181,7 +172,7 @@ def tune(name: str | None, threads: str, rounds: int) -> tuple[dict[str, Any], T
     most = torch.get_num_threads()
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < most] + [most] if threads == "auto" else [most]
     listed = time_choices(config.agent, config.optimizer, tasks, rows, counts, rounds)
-    table = Table(
+    table = make_table(
         "overrides", "update, ms",
         title=f"{config.optimizer.name}, T = {tasks}, {rows} rows per task, medians of {rounds}",
     )  # fmt: skip

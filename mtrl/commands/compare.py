@@ -5,12 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from mtrl.results.compare import FEWEST, STATISTICS, group, mean_conflict, read_curves, summarise, warnings
 from mtrl.results.figures import cosine_figure, curves_figure, save_figure, tasks_figure
-from mtrl.results.tables import interval, report_json
+from mtrl.results.tables import interval, make_table, report_json, require_writable, show
 from mtrl.settings import Parser
 
 
@@ -32,6 +29,7 @@ def main(arguments: list[str]) -> int:
         "--reference", type=str, help="a label; the others' areas are given as differences from it"
     )
     args = parser.parse_args(arguments)
+    require_writable(args.json)
     curves, young = read_curves(args.runs)
     groups = group(curves)
     summary = summarise(groups, args.reference)
@@ -52,7 +50,7 @@ def main(arguments: list[str]) -> int:
     if report_json(summary, args.json):
         return 0
     steps = next(iter(groups.values()))[0].steps
-    table = Table(
+    table = make_table(
         "label",
         "seeds",
         *STATISTICS,
@@ -67,7 +65,7 @@ def main(arguments: list[str]) -> int:
                 "" if label == args.reference else with_interval(row["area_minus_reference"], "+.3f")
             )
         table.add_row(label, str(len(row["runs"])), *cells)
-    Console().print(table)
+    show(table)
     return 0
 
 

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from mtrl.bench.peak import find_peak
+from mtrl.envs.worker import isolated
 from mtrl.machine import bf16_is_fast, choose_kernels, choose_precision, choose_threads
 from mtrl.replay import free_memory
+from mtrl.results.tables import make_console
 from mtrl.run.folder import versions
 from mtrl.settings import Parser
 
@@ -25,7 +26,7 @@ SIZE = 1024
 def main(arguments: list[str]) -> int:
     """Exit code 0 when training works, 1 when something it needs does not."""
     Parser(prog="mtrl doctor", description=__doc__).parse_args(arguments)
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     console.print("versions   " + ", ".join(f"{name} {version}" for name, version in versions().items()))
     cores, threads = os.cpu_count() or 1, choose_threads("auto")
     torch.set_num_threads(threads)
@@ -104,7 +105,8 @@ with mujoco.Renderer(model, 32, 32) as renderer:
 
 def render() -> str:
     """In a process of its own: a missing OpenGL prints, and can take the process with it."""
-    done = subprocess.run([sys.executable, "-c", RENDER], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", isolated(f"exec({RENDER!r})")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if done.returncode != 0:
         raise RuntimeError("no OpenGL context could be made")
     return f"backend {os.environ.get('MUJOCO_GL', 'default')}, image {done.stdout.strip()}"

@@ -5,15 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from mtrl.config import ConfigError
+from mtrl.config import MOST_WORKERS, ConfigError
 from mtrl.envs import Protocol, SuiteError, make_suite
 from mtrl.evaluate import evaluate
 from mtrl.policy import Policy, PolicyError, load_policy
-from mtrl.results.tables import report_json, scores_table
+from mtrl.results.tables import report_json, require_writable, scores_table, show
 from mtrl.run.folder import RunFolder
-from mtrl.settings import Parser
+from mtrl.settings import Parser, path_of
 
 
 def main(arguments: list[str]) -> int:
@@ -35,16 +33,12 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"episodes: {args.episodes} is not valid; it must be >= 1")
     if args.seed is not None and args.seed < 0:
         raise ConfigError(f"seed: {args.seed} is not valid; it must be >= 0")
-    if args.workers != "auto" and not args.workers.isdigit():
+    if args.workers != "auto" and not (args.workers.isdecimal() and int(args.workers) <= MOST_WORKERS):
         raise ConfigError(f"workers: {args.workers!r} is not valid; it must be >= 0, or auto")
 
-    if args.json and args.json != "-":
-        try:
-            Path(args.json).open("a").close()  # now, not after an hour of evaluation
-        except OSError as error:
-            raise ConfigError(f"json: {args.json} cannot be written ({error.strerror})") from None
+    require_writable(args.json)
 
-    policy, status = find_policy(Path(args.run), args.checkpoint)
+    policy, status = find_policy(path_of("run", args.run), args.checkpoint)
     try:
         protocol = Protocol.from_dict(policy.info["protocol"])
         seed = int(policy.info["seed"])
@@ -82,12 +76,11 @@ def main(arguments: list[str]) -> int:
         return 0
     at = "" if steps is None else f" at {steps} steps per task"
     title = f"{args.run} ({args.checkpoint}{at}, {protocol.name})"
-    console = Console()
-    console.print(scores_table(scores, title))
+    show(scores_table(scores, title))
     if goals == 1:
-        console.print(
-            "Goals are fixed and the policy is deterministic: one episode per task is exact, so there is no interval."
-        )
+        print("Goals are fixed and the policy is deterministic: one episode per task is exact: no interval.")
+    if scores.silent:
+        print(f"{', '.join(scores.silent)} never told success in an episode: no success is shown")
     return 0
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from mtrl.envs import PRESETS, SUITES
 from mtrl.optimizers import OPTIMIZERS, describe
+from mtrl.results.tables import make_table, show
 from mtrl.settings import Parser, config_names
 
 
@@ -18,47 +17,47 @@ def main(arguments: list[str]) -> int:
     }  # fmt: skip
     parser.add_argument("kind", nargs="?", choices=list(kinds), help="what to list; all by default")
     args = parser.parse_args(arguments)
-    console = Console()
-    for name, show in kinds.items():
+    for name in kinds:
         if args.kind == name or (args.kind is None and name != "tasks"):
-            show(console)
+            kinds[name]()
     return 0
 
 
-def configs(console: Console) -> None:
-    table = Table("config", "what it sets", title="configs: mtrl train --config NAME")
+def configs() -> None:
+    table = make_table("config", "what it sets", title="configs: mtrl train --config NAME")
     for name, path in config_names().items():
-        first = path.read_text().splitlines()[0]
-        about = first.lstrip("# ") if first.startswith("#") else ", ".join(yaml.safe_load(path.read_text()))
+        text = path.read_text(encoding="utf-8")
+        first = text.splitlines()[0]
+        about = first.lstrip("# ") if first.startswith("#") else ", ".join(yaml.safe_load(text))
         table.add_row(name, about)
-    console.print(table)
+    show(table)
 
 
-def suites(console: Console) -> None:
-    table = Table(
+def suites() -> None:
+    table = make_table(
         "suite",
         "tasks",
         title="suites: --protocol.suite NAME, or one task's name, or custom with --protocol.tasks",
     )
     for name, names in SUITES.items():
         table.add_row(name, f"{len(names)}: " + ", ".join(names if len(names) <= 10 else [*names[:3], "…"]))
-    console.print(table)
+    show(table)
 
 
-def protocols(console: Console) -> None:
-    table = Table("protocol", "what it sets", title="published protocols: --protocol.preset NAME")
+def protocols() -> None:
+    table = make_table("protocol", "what it sets", title="published protocols: --protocol.preset NAME")
     for name, fields in PRESETS.items():
         table.add_row(name, ", ".join(f"{key}={value}" for key, value in fields.items()))
-    console.print(table)
+    show(table)
 
 
-def tasks(console: Console) -> None:
+def tasks() -> None:
     for name in SUITES["mt50"]:
-        console.print(name, highlight=False)
+        print(name)
 
 
-def optimizers(console: Console) -> None:
-    table = Table(
+def optimizers() -> None:
+    table = make_table(
         "name",
         "kind",
         "formula",
@@ -70,4 +69,4 @@ def optimizers(console: Console) -> None:
         info = describe(name)
         options = ", ".join(f"{key}={value}" for key, value in info.options.items())
         table.add_row(info.name, info.kind, info.formula, options, info.paper)
-    console.print(table)
+    show(table)

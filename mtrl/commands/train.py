@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import textwrap
 from pathlib import Path
 
 import torch
@@ -16,27 +18,35 @@ from mtrl.replay import TaskReplay, free_memory
 from mtrl.run.folder import RunFolder, describe_run
 from mtrl.run.session import Session
 from mtrl.sac import MTSAC
-from mtrl.settings import Request, changed_settings, parse_train, settle
+from mtrl.settings import Request, changed_settings, explained, parse_train, read_settings, settle
 from mtrl.train import Trainer
 
 
 def main(arguments: list[str]) -> int:
     """Exit codes: see :mod:`mtrl.cli`."""
+    if {"-h", "--help"} & set(arguments):
+        return print_help()
     request = parse_train(arguments)
+    make_optimizer(
+        request.config.optimizer.name, len(request.protocol.task_names), **request.config.optimizer.options
+    )  # refuses a bad name or option before ten simulators are built
+    if request.print_config:
+        print(request.text, end="")
+        return 0
     config, protocol = request.config, request.protocol
     run = RunFolder(request.resume or config.run_dir or default_folder(config, protocol))
-    device = choose_device(config.device)
-    request = settle(request, run.config, device)
+    device = choose_device(started_on(run.config) if config.device == "auto" else config.device)
+    request = settle(request, run.config, "cuda" if device.type == "cuda" else "cpu")
     config = request.config
     changes: list[str] = []
     goes_on = run.exists  # asked once: another process may start this run while ours is built
     try:
         if goes_on:
             run.lock()
-            if run.status.startswith("DONE") and request.resume:
+            changes = check_resumable(run, request)
+            if run.status.startswith("DONE") and not changes:
                 print(f"{run.path} is finished already; nothing to do")
                 return 0
-            changes = check_resumable(run, request)
         torch.set_num_threads(choose_threads(config.threads))
         trainer, envs = build(config, protocol, device)
         try:
@@ -50,6 +60,43 @@ def main(arguments: list[str]) -> int:
         run.unlock()
 
 
+USAGE = """usage: mtrl train [--config NAME|FILE]... [--SETTING VALUE]... [--resume RUN] [--allow_changes]
+                  [--print_config]
+
+A shipped config by name or a YAML file, several in their order; any setting by its dotted name goes above.
+--resume goes on with the unfinished run in a folder, --allow_changes lets it go on with other settings,
+--print_config shows all settings as they would be.
+"""
+
+
+def print_help() -> int:
+    """Every setting with its default and what it means."""
+    print(USAGE)
+    protocol = [
+        (f"protocol.{f.name}", f.default, PROTOCOL_TEXTS[f.name]) for f in dataclasses.fields(Protocol)
+    ]
+    for name, default, text in (*explained(), *protocol):
+        told = textwrap.fill(text.replace("``", ""), 100, initial_indent="    ", subsequent_indent="    ")
+        print(f"--{name} ({'null' if default is None else default})\n{told}")
+    return 0
+
+
+PROTOCOL_TEXTS = {
+    "suite": "mt10, mt25, mt50, point, one task's name, or custom (then `tasks` lists names).",
+    "tasks": "Task names in order, for suite custom only; Meta-World's `-v3` may be left out.",
+    "reward": "Meta-World's reward: v2 gives 0 to 10 per step, v1 is unbounded and very unequal between tasks.",
+    "horizon": "Control steps per episode; at most 500 for Meta-World.",
+    "goals": "random: one of num_goals at every reset. fixed: one per task for the whole run and its evaluation.",
+    "num_goals": "Goals per task, drawn once.",
+    "goal_seed": "Seed of the goals; null means the run's seed.",
+}
+
+
+def started_on(config: Path) -> str:
+    """The device that a run in this folder was started on; auto without one."""
+    return str(read_settings(config).get("device", "auto")) if config.is_file() else "auto"
+
+
 def check_resumable(run: RunFolder, request: Request) -> list[str]:
     """The settings that changed since the run began, where that is allowed.
 
@@ -57,9 +104,24 @@ def check_resumable(run: RunFolder, request: Request) -> list[str]:
         ConfigError: the run is finished or diverged, or settings changed without ``--allow_changes``.
     """
     choices = "choose another --seed, --label or --run_dir"
-    if run.status.startswith("DONE"):
-        raise ConfigError(f"run_dir: {run.path} holds a finished run; nothing was changed: {choices}")
     changes = changed_settings(run.config, request.text)
+    if run.status.startswith("DONE"):
+        before = read_settings(run.config).get("total_steps_per_task", 0)
+        if not changes and request.resume:
+            return []
+        if not request.resume and not request.allow_changes:
+            raise ConfigError(f"run_dir: {run.path} holds a finished run; nothing was changed: {choices}")
+        if not request.allow_changes:
+            raise ConfigError(
+                f"resume: {run.path} is finished, and {'; '.join(changes)} would be ignored; add --allow_changes to "
+                "train on with more --total_steps_per_task"
+            )
+        if request.config.total_steps_per_task <= before:
+            raise ConfigError(
+                f"total_steps_per_task: {request.config.total_steps_per_task} is not valid; {run.path} is finished at "
+                f"{before} and trains on to more only"
+            )
+        return changes
     if changes and not request.allow_changes:
         raise ConfigError(
             f"run_dir: {run.path} holds an unfinished run of other settings ({'; '.join(changes)}); "
@@ -73,8 +135,6 @@ def check_resumable(run: RunFolder, request: Request) -> list[str]:
 def build(config: TrainConfig, protocol: Protocol, device: torch.device) -> tuple[Trainer, SuiteVecEnv]:
     """The trainer of a config, and environments to evaluate on."""
     names = protocol.task_names
-    # refuses a bad name or option before ten simulators are built
-    make_optimizer(config.optimizer.name, num_tasks=len(names), **config.optimizer.options)
     envs = make_suite(protocol, seed=config.seed, workers=config.workers)
     obs_dim, action_dim = envs.observation_dim, envs.action_dim
     require_memory(config, obs_dim, action_dim, len(names), device)

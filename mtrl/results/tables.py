@@ -3,13 +3,50 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+import os
+import sys
+from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mtrl.config import ConfigError
-from mtrl.evaluate import Scores
+from mtrl.files import write_synced
+from mtrl.settings import path_of
+
+if TYPE_CHECKING:
+    from mtrl.evaluate import Scores
+
+
+WIDEST = 10_000  # of a line where there is no terminal
+
+
+def make_console() -> Console:
+    """Standard output: as wide as the terminal, or as lines need to be; text is printed as it is."""
+    return Console(
+        width=None if sys.stdout.isatty() else WIDEST,
+        markup=False,
+        highlight=False,
+        emoji=False,
+        soft_wrap=False,
+    )
+
+
+def make_table(*columns: str, title: str = "", caption: str = "") -> Table:
+    """A table that a terminal may wrap, in every column but the first: that one has names, which are never cut."""
+    table = Table(title=Text(title), caption=Text(caption) if caption else None)
+    for number, name in enumerate(columns):
+        table.add_column(Text(name), overflow="fold", no_wrap=number == 0)
+    return table
+
+
+def show(table: Table) -> None:
+    """Print a table with its names whole."""
+    first = table.columns[0]
+    cells = [*first.cells, first.header]
+    first.min_width = max(len(cell.plain if isinstance(cell, Text) else str(cell)) for cell in cells)
+    make_console().print(table)
 
 
 def report_json(result: Any, where: str | None) -> bool:
@@ -26,17 +63,39 @@ def report_json(result: Any, where: str | None) -> bool:
         print(text)
     elif where:
         try:
-            Path(where).write_text(text + "\n")
+            write_synced(path_of("json", where), (text + "\n").encode())
         except OSError as error:
-            raise ConfigError(f"cannot be written: {error}") from None
+            raise ConfigError(f"json: {where} cannot be written ({error.strerror})") from None
     return where == "-"
+
+
+def require_writable(where: str | None) -> None:
+    """Raise now, not after an hour, when the file of ``--json`` cannot be written; nothing is left there.
+
+    Raises:
+        ConfigError: its folder is missing or may not be written, or a folder lies there.
+    """
+    if where is None or where == "-":
+        return
+    path = path_of("json", where)
+    reason = None
+    if path.is_dir():
+        reason = "it is a folder"
+    elif not path.parent.is_dir():
+        reason = "No such file or directory"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        reason = "Permission denied"
+    if reason:
+        raise ConfigError(f"json: {where} cannot be written ({reason})")
 
 
 def scores_table(scores: Scores, title: str) -> Table:
     """A row per task by name and one for the mean, with intervals where there are several episodes."""
-    table = Table(title=title)
-    for column in ("task", "success", "95 % interval", "at end", "return", "steps to success", "episodes"):
-        table.add_column(column, justify="left" if column == "task" else "right")
+    table = make_table(
+        "task", "success", "95 % interval", "at end", "return", "steps to success", "episodes", title=title
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
     for name, task in scores.tasks.items():
         row = task.to_dict()
         steps = row["steps_to_success"]

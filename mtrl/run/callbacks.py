@@ -12,6 +12,7 @@ import select
 import signal
 import stat
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -290,8 +291,9 @@ class EvaluationCallback(TrainerCallback):
 class CheckpointCallback(TrainerCallback):
     """Saves at the start and every so many minutes, and stops with a checkpoint when the system asks.
 
-    The first SIGINT, SIGTERM, SIGUSR1 (pre-emption) or SIGHUP (the terminal is gone; not under nohup) ends
-    the loop after the current step; a SIGINT after it is Python's own.
+    The first SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 (pre-emption) or SIGHUP (the terminal is gone; not under nohup)
+    ends the loop after the current step; a SIGINT after it, or a second SIGTERM, ends the run at once. Off the
+    main thread, where Python takes no signals, none of them does.
 
     Args:
         minutes: between checkpoints, fractions allowed; 0 is only at the start and the end.
@@ -306,16 +308,24 @@ class CheckpointCallback(TrainerCallback):
         self._last = 0.0
 
     def _on_training_start(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._handle)
+        if threading.current_thread() is not threading.main_thread():
+            self.say("training off the main thread: signals will not stop it with a checkpoint")
+        else:
+            self._take_signals()
         if self.trainer.num_timesteps == 0:
             self.save()
         self._last = time.monotonic()
 
+    def _take_signals(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         leave_lost_outputs(hung_up=number == signal.SIGHUP)
         with contextlib.suppress(OSError):  # not print: a handler may run in the middle of one
             os.write(2, f"\nmtrl: {self.received}: stopping after this step; Ctrl-C stops at once\n".encode())

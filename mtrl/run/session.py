@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import math
+import sys
 from collections import Counter
 from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
 from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
 
 from mtrl.conflict import Conflict
@@ -18,7 +19,7 @@ from mtrl.envs.protocol import NotFiniteError, WorkerDiedError
 from mtrl.envs.vec import SuiteVecEnv
 from mtrl.evaluate import Scores
 from mtrl.files import write_synced
-from mtrl.results.tables import scores_table
+from mtrl.results.tables import scores_table, show
 from mtrl.run.callbacks import (
     CheckpointCallback,
     ConflictCallback,
@@ -52,7 +53,6 @@ class Session:
         self.trainer, self.envs, self.run = trainer, envs, run
         self.config, self.protocol = config, protocol = request.config, request.protocol
         self.request = request
-        self.console = Console()
         self.deaths: Counter[int | None] = Counter()  # of workers, by the newest checkpoint's step
         episodes = min(config.eval_episodes, 1 if protocol.goals == "fixed" else protocol.num_goals)
         log = LogCallback(config.log_every)
@@ -69,7 +69,7 @@ class Session:
             "evaluation": self.evaluation,
             "checkpoint": self.checkpoint,  # last, so that it saves what the others have done
         }
-        if self.console.is_terminal:
+        if sys.stdout.isatty():
             self.callbacks["progress"] = ProgressCallback(log, self.evaluation)
 
     def train(self, changes: list[str]) -> int:
@@ -206,9 +206,10 @@ class Session:
         _, scores = self.evaluation.last
         write_hparams(trainer, self.request.text, scores)
         trainer.logger.close()
-        self.console.print(scores_table(scores, f"success at {steps} steps per task"))
         run.mark("DONE")
-        print(f"done: mtrl evaluate {run.path}")
+        with contextlib.suppress(OSError, ValueError):  # whoever reads it: the run is done
+            show(scores_table(scores, f"success at {steps} steps per task"))
+            print(f"done: mtrl evaluate {run.path}", flush=True)
         return 0
 
     def _newest(self) -> str:
@@ -220,6 +221,20 @@ class Session:
     def _on_scores(self, steps: int, seconds: float, scores: Scores) -> None:
         record = {"steps_per_task": steps, "seconds": round(seconds, 3), **scores.to_dict()}
         self.run.append(self.run.evaluations, record)
+        if not sys.stdout.isatty():
+            self._tell_progress(steps, scores)
+
+    def _tell_progress(self, steps: int, scores: Scores) -> None:
+        """One line for a log: where training stands and how long it will take."""
+        total, spent = self.config.total_steps_per_task, self.trainer.seconds["total"]
+        success = "–" if scores.silent else f"{scores.mean_success:.3f}"
+        left = datetime.timedelta(seconds=round(spent / max(steps, 1) * (total - steps)))
+        with contextlib.suppress(OSError, ValueError):
+            print(
+                f"{steps} of {total} steps per task: success {success}, return {scores.mean_return:.1f}, "
+                f"{steps / max(spent, 1e-9):.1f} steps/s, {left} left",
+                flush=True,
+            )
 
     def _on_conflict(self, steps: int, network: str, conflict: Conflict) -> None:
         record = {
