@@ -18,7 +18,7 @@ MOST_LAYERS, MOST_WIDTH, MOST_WORKERS = (
     1_000_000,
     10_000,
 )  # more is a slip, and costs memory to refuse later
-LONGEST_LABEL = 100
+LONGEST_LABEL, LONGEST_VALUE = 100, 200
 
 
 class ConfigError(ValueError):
@@ -33,7 +33,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 def _check(condition: object, key: str, value: object, valid: str) -> None:
     if not condition:
-        raise ConfigError(f"{key}: {value!r} is not valid; it must be {valid}")
+        text = repr(value)
+        text = text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + "…"
+        raise ConfigError(f"{key}: {text} is not valid; it must be {valid}")
 
 
 def _check_fields(config: object, prefix: str = "") -> None:
@@ -121,6 +123,7 @@ class ActorConfig(NetworkConfig):
     Args:
         log_std: how the network's second output becomes log σ: ``clip`` cuts it to
             [log_std_min, log_std_max], ``tanh`` rescales tanh(·) into it (never a zero gradient).
+        log_std_min, log_std_max: the ends of that range.
     """
 
     log_std: Literal["clip", "tanh"] = "tanh"
@@ -178,6 +181,7 @@ class TemperatureConfig:
             can afford to stop exploring.
         initial: α at the start. 0.1 suits rewards whose returns are of order ten (see
             ``AgentConfig.reward_scale``); 1 is customary for raw rewards.
+        learning_rate: of the temperature's Adam.
         loss: through ``log_alpha`` (SB3's) or ``alpha`` itself (the paper's; gradient × α).
         target_entropy: of an action's A numbers together, in nats, below A log 2, which uniform actions have; None is
             −|A| (Haarnoja et al. 2018, arXiv 1812.05905).
@@ -212,6 +216,7 @@ class AgentConfig:
         task_input: how the networks know their task: ``one_hot`` and ``embedding`` (learned, unit
             norm, ``embedding_dim`` numbers) are inputs; ``heads`` gives each task its own output
             layer on a shared trunk; ``none`` hides the task.
+        embedding_dim: how many numbers an embedding has.
         reward_scale: what a sampled reward is divided by, per task; the buffer keeps raw rewards.
             ``none``; ``sigma``: its running standard deviation (the paper's buffer normalisation);
             ``ema``: divided before it is stored, by a moving average's standard deviation, as the
@@ -289,7 +294,12 @@ class ReplayConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The multi-task optimizer: its name (``mtrl list optimizers``) and its class's options."""
+    """The multi-task optimizer.
+
+    Args:
+        name: as ``mtrl list optimizers`` has it.
+        options: of its class, by name.
+    """
 
     name: str = "unitary"
     options: dict[str, Any] = field(default_factory=dict)

@@ -62,6 +62,18 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(one_line(text))
 
 
+def whole_number(key: str, text: str, low: int, high: int) -> int:
+    """A whole number from the command line, for options that also take ``auto``.
+
+    Raises:
+        ConfigError: it is none, or out of range.
+    """
+    number = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else low - 1
+    if not low <= number <= high:
+        raise ConfigError(f"{key}: {shown(text)} is not valid; it must be from {low} to {high}, or auto")
+    return number
+
+
 # --- files ---------------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from mtrl.config import ConfigError
 from mtrl.machine import CPUINFO, bf16_is_fast, choose_threads
 from mtrl.results.tables import make_table, report_json, require_writable, show
 from mtrl.run.folder import versions
-from mtrl.settings import Parser, parse_train
+from mtrl.settings import Parser, parse_train, whole_number
 
 
 def main(arguments: list[str]) -> int:
@@ -64,8 +64,8 @@ def check(args: Any) -> None:
     """Raise ConfigError for what cannot be asked for together, or written: now, not after minutes."""
     if args.rounds < 1:
         raise ConfigError(f"rounds: {args.rounds} is not valid; it must be >= 1")
-    if args.threads != "auto" and not (args.threads.isdecimal() and 1 <= int(args.threads) <= 1024):
-        raise ConfigError(f"threads: {args.threads!r} is not valid; it must be from 1 to 1024, or auto")
+    if args.threads != "auto":
+        whole_number("threads", args.threads, 1, 1024)
     if len([wanted for wanted in (args.what, args.quick, args.tune) if wanted]) > 1:
         raise ConfigError("optimizers, --quick and --tune are three things; choose one")
     if args.config and not args.tune:

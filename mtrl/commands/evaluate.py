@@ -11,7 +11,7 @@ from mtrl.evaluate import evaluate
 from mtrl.policy import Policy, PolicyError, load_policy
 from mtrl.results.tables import report_json, require_writable, scores_table, show
 from mtrl.run.folder import RunFolder
-from mtrl.settings import Parser, path_of
+from mtrl.settings import Parser, path_of, whole_number
 
 
 def main(arguments: list[str]) -> int:
@@ -33,9 +33,9 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"episodes: {args.episodes} is not valid; it must be >= 1")
     if args.seed is not None and args.seed < 0:
         raise ConfigError(f"seed: {args.seed} is not valid; it must be >= 0")
-    if args.workers != "auto" and not (args.workers.isdecimal() and int(args.workers) <= MOST_WORKERS):
-        raise ConfigError(f"workers: {args.workers!r} is not valid; it must be >= 0, or auto")
-
+    workers = (
+        args.workers if args.workers == "auto" else whole_number("workers", args.workers, 0, MOST_WORKERS)
+    )
     require_writable(args.json)
 
     policy, status = find_policy(path_of("run", args.run), args.checkpoint)
@@ -57,9 +57,7 @@ def main(arguments: list[str]) -> int:
             f"episodes: {args.episodes} is not valid; it must be <= {goals}, the goals of each task in "
             f"{protocol.name}: the policy is deterministic, so a goal's second episode repeats the first"
         )
-    envs = make_suite(
-        protocol, seed=seed, workers="auto" if args.workers == "auto" else int(args.workers), evaluation=True
-    )
+    envs = make_suite(protocol, seed=seed, workers=workers, evaluation=True)
     try:
         scores = evaluate(policy, envs, args.episodes or goals, protocol.task_names)
     finally:

@@ -14,6 +14,7 @@ from scipy.stats import trim_mean
 from mtrl.config import ConfigError
 from mtrl.results.reading import Array, Curve, NoEvaluation, read_curve, read_lines
 from mtrl.run.folder import RunFolder
+from mtrl.settings import path_of
 
 CONFIDENCE = 0.95
 FEWEST = 3  # runs that an interval is given for
@@ -31,12 +32,12 @@ def read_curves(paths: Sequence[str]) -> tuple[list[Curve], list[str]]:
     young: list[str] = []
     seen: dict[Path, str] = {}
     for path in paths:
-        place = Path(path).resolve()
+        place = path_of("run", path).resolve()
         if place in seen:
             raise ConfigError(f"run: {path} is named twice (also as {seen[place]}); each run counts once")
         seen[place] = path
         try:
-            curves.append(read_curve(path))
+            curves.append(read_curve(place))
         except NoEvaluation as error:
             young.append(f"{error}: left out")
     if not curves:
