@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import mtrl
 from mtrl.cli import main
+from mtrl.envs import Protocol
 from mtrl.optimizers import OPTIMIZERS
+from mtrl.results.tables import make_table, show
 
 ROOT = Path(__file__).parents[1]
 MTRL = Path(sys.executable).with_name("mtrl")
@@ -130,3 +135,51 @@ def test_the_readme_s_tree_is_the_tree() -> None:
         for path in (ROOT / folder).glob("*.py"):
             if path.name != "__init__.py":
                 assert path.name in readme, f"{folder}/{path.name} is not in the README"
+
+
+@pytest.mark.parametrize("width", ["40", "80"])
+def test_names_are_never_cut_in_a_pipe_or_on_a_narrow_screen(width: str) -> None:
+    command = [sys.executable, "-m", "mtrl.cli", "list", "optimizers"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=ROOT, env={**os.environ, "COLUMNS": width}
+    )
+    assert "…" not in done.stdout
+    for name in OPTIMIZERS:
+        assert f" {name} " in done.stdout
+    table = make_table("task", "success", title="[/b] is no markup")
+    names = Protocol("mt50").task_names
+    for name in names:
+        table.add_row(name, "0.50")
+    show(table)
+
+
+def test_a_table_of_mt50_has_every_name_on_a_terminal_of_40_columns(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(
+        "mtrl.results.tables.make_console", lambda: Console(width=40, markup=False, highlight=False)
+    )
+    table = make_table("task", *["a number with a long name"] * 6, title="[/b] is no markup")
+    for name in Protocol("mt50").task_names:
+        table.add_row(name, *["0.50"] * 6)
+    show(table)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in Protocol("mt50").task_names)
+    assert "[/b] is no markup" in printed
+
+
+@pytest.mark.parametrize("arguments", ["list", "--help", "evaluate"])
+def test_a_full_disk_behind_the_output_is_one_line(arguments: str, smoke: Path) -> None:
+    command = [sys.executable, "-m", "mtrl.cli", *arguments.split()]
+    if arguments == "evaluate":
+        command += [str(smoke), "--episodes=1"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["mtrl: No space left on device"]
+
+
+def test_the_command_runs_off_the_main_thread(capsys) -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main(["list", "suites"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -450,3 +453,91 @@ def test_what_auto_became_is_written_down_and_a_resume_goes_on_with_it(tmp_path,
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert train(run, *auto) == 0
     assert yaml.safe_load((run / "config.yaml").read_text()) == before
+
+
+def test_sigusr2_leaves_a_checkpoint_as_sigusr1_does(tmp_path, monkeypatch, undisturbed):
+    run = tmp_path / "run"
+    at_step(monkeypatch, 50, send(signal.SIGUSR2))
+    assert train(run) == 4
+    assert status(run).startswith("INTERRUPTED by SIGUSR2 at 51 steps per task")
+    assert train(run) == 0
+    assert written(run) == undisturbed
+
+
+def test_a_second_sigterm_ends_a_run_at_once_and_it_goes_on_from_its_newest_checkpoint(
+    tmp_path, monkeypatch, undisturbed
+):
+    def twice(trainer):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    run = tmp_path / "run"
+    at_step(monkeypatch, 50, twice)
+    assert train(run) == 4
+    assert status(run).startswith("INTERRUPTED at once")
+    assert train(run) == 0
+    assert written(run) == undisturbed
+
+
+def test_a_run_off_the_main_thread_trains_and_says_that_signals_do_not_stop_it(tmp_path, capfd, undisturbed):
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(train(tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+    assert "off the main thread: signals will not stop it with a checkpoint" in capfd.readouterr().err
+    assert written(tmp_path / "run") == undisturbed
+
+
+def test_a_finished_run_is_done_whatever_becomes_of_its_table(tmp_path, monkeypatch):
+    def fail(table):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mtrl.run.session.show", fail)
+    assert train(tmp_path / "run") == 0
+    assert status(tmp_path / "run").startswith("DONE")
+
+
+def test_a_log_that_is_no_terminal_tells_at_every_evaluation_where_training_stands(tmp_path, capfd):
+    assert train(tmp_path / "run") == 0
+    lines = [line for line in capfd.readouterr().out.splitlines() if "steps per task: success" in line]
+    assert [line.split(" of ")[0] for line in lines] == ["60", "120"]
+    for line in lines:
+        assert re.fullmatch(
+            r"\d+ of 120 steps per task: success 0\.\d{3}, return -?\d+\.\d, \d+\.\d steps/s, \d:\d\d:\d\d left",
+            line,
+        )
+
+
+def test_a_finished_run_says_what_it_would_ignore_and_trains_on_to_more_steps_where_that_is_allowed(
+    tmp_path, capfd
+):
+    run = tmp_path / "run"
+    assert train(run, "--total_steps_per_task=60") == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capfd.readouterr()
+    assert cli.main(["train", f"--resume={run}"]) == 0
+    assert "finished already; nothing to do" in capfd.readouterr().out
+    for change in ("--total_steps_per_task=120", "--agent.gamma=0.5"):
+        assert cli.main(["train", f"--resume={run}", change]) == 2
+        assert f"{change[2:].split('=')[0]}: " in capfd.readouterr().err
+    assert cli.main(["train", f"--resume={run}", "--agent.gamma=0.5", "--allow_changes"]) == 2
+    assert "is finished at 60 and trains on to more only" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+    assert cli.main(["train", f"--resume={run}", "--total_steps_per_task=120", "--allow_changes"]) == 0
+    evaluations = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
+    assert [line["steps_per_task"] for line in evaluations] == [60, 120]
+    assert "total_steps_per_task: 60 -> 120" in (run / "meta.json").read_text()
+    assert status(run).startswith("DONE")
+
+
+def test_a_run_started_on_the_processor_goes_on_there_where_a_gpu_is_seen(tmp_path, monkeypatch, undisturbed):
+    run = tmp_path / "run"
+    stop_at(monkeypatch, 50, run)
+    assert yaml.safe_load((run / "config.yaml").read_text())["device"] == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_rng_state_all", list)
+    assert train(run) == 0
+    assert written(run) == undisturbed
