@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.envs.protocol import SuiteError
 from mtrl.envs.wrappers import TaskEnv, TaskSpec
 
 Step = tuple[
@@ -64,7 +65,12 @@ class Group:
         infos: list[dict[str, Any]] = []
         begun: dict[int, dict[str, Any]] = {}
         for i, env in enumerate(self.envs):
-            observation, reward, terminated, truncated, info = env.step(actions[i])
+            try:
+                observation, reward, terminated, truncated, info = env.step(actions[i])
+            except SystemExit as error:
+                raise SuiteError(
+                    f"task {env.name}: its env called sys.exit({error.code!r}) in a step"
+                ) from None
             info["TimeLimit.truncated"] = truncated and not terminated
             if terminated or truncated:
                 info["terminal_observation"] = observation

@@ -21,12 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mtrl.config import ActorConfig
+from mtrl.config import MOST_WIDTH, ActorConfig
 from mtrl.files import write_synced
 from mtrl.networks import Actor, Parameters, TaskInput, call, squashed_sample
 from mtrl.replay import free_memory
 
-FORMAT = "mtrl-policy-1"
+FORMAT = "mtrl-policy-2"
+MOST_TASKS = 1_000
 Array = npt.NDArray[Any]
 
 
@@ -127,7 +128,8 @@ def checksum(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Of all that a file tells: a bit that flipped in a weight or a name is noticed."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].cpu().numpy().tobytes())
+        kind = f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)} "
+        digest.update(kind.encode() + tensors[name].cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -138,7 +140,11 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
         PolicyError: missing, truncated, not a policy of this project, or its parts contradict.
     """
     path = Path(path)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise PolicyError(f"{path}: {error.strerror}") from None
+    if not there:
         raise PolicyError(f"{path}: no such policy file")
     size, free = path.stat().st_size, free_memory(torch.device("cpu"))
     if 2 * size > free:
@@ -162,12 +168,16 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
 
 def _from_parts(meta: dict[str, Any], file: Any) -> Policy:
     """The policy of the metadata and an open safetensors file, whose tensors are read once they fit."""
-    expected_sum = meta.pop("sha256", None)  # files of before it was written have none
+    expected_sum = meta.pop("sha256")
     if meta["format"] != FORMAT:
         raise ValueError(f"format {meta['format']!r}, this version reads {FORMAT!r}")
     names, obs_dim, action_dim = meta["task_names"], int(meta["obs_dim"]), int(meta["action_dim"])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("task_names is no list of names")
+    if not 1 <= len(set(names)) == len(names) <= MOST_TASKS:
+        raise ValueError(f"it has not from 1 to {MOST_TASKS} different tasks")
+    if not (1 <= obs_dim <= MOST_WIDTH and 1 <= action_dim <= MOST_WIDTH):
+        raise ValueError(f"observations of {obs_dim} and actions of {action_dim} numbers")
     task_input: TaskInput = meta["task_input"]
     with torch.device("meta"):
         actor = Actor(
@@ -183,12 +193,15 @@ def _from_parts(meta: dict[str, Any], file: Any) -> Policy:
         name: (len(names), *p.shape) if name in private else tuple(p.shape)
         for name, p in actor.named_parameters()
     }
+    kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    if kinds != {"F32"}:
+        raise ValueError(f"tensors of type {', '.join(sorted(kinds))}, not F32")
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if expected != found:
         wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
         raise ValueError(f"tensors do not fit the architecture: {', '.join(wrong)}")
     tensors = {name: file.get_tensor(name) for name in found}
-    if expected_sum is not None and expected_sum != checksum(meta, tensors):
+    if expected_sum != checksum(meta, tensors):
         raise ValueError("the content does not match its checksum")
     bad = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
     if bad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from mtrl.config import ConfigError
 from mtrl.streams import stream
 
 CGROUP = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 class Batch(NamedTuple):
@@ -76,9 +78,9 @@ class TaskReplay:
                 f"{self.nbytes / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
                 f"at most {int(0.9 * free / self.nbytes * capacity)} would fit"
             )
-        # zeros are given by the system page by page, as rows are written
+        # not zeros, which take all pages at once: the system gives these as rows are written, and no other row is read
         self.data = {
-            name: torch.zeros(num_tasks, capacity, width, device=self.device)
+            name: torch.empty(num_tasks, capacity, width, device=self.device)
             for name, width in widths.items()
         }
         self.added = 0
@@ -179,10 +181,34 @@ def free_memory(device: torch.device) -> int:
             available = next((line for line in file if line.startswith("MemAvailable")), None)
         if available:
             free = int(available.split()[1]) * 1024
-        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        # files that were read or written count as used until the memory is wanted
-        free = min(free, limit - used + int(statistics["inactive_file"]))
     except (OSError, ValueError):
-        pass  # no Linux, or no limit: what was found so far stands
-    return free
+        pass  # no Linux: what was found so far stands
+    return min([free, *_free_in_groups()])
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Bytes that each memory limit above this process leaves: of control groups of version 2 or 1, at every level."""
+    try:
+        lines = MEMBERSHIP.read_text().splitlines()
+    except OSError:
+        lines = []
+    places = {("", "0::/"): CGROUP}  # in a container its own group is the root
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds == "" or "memory" in kinds.split(","):
+            root = CGROUP if kinds == "" else CGROUP / "memory"
+            parts = [part for part in path.split("/") if part not in ("", "..")]
+            for depth in range(len(parts) + 1):
+                places[kinds, "/".join(parts[:depth])] = root.joinpath(*parts[:depth])
+    for folder in places.values():
+        for limit, used, inactive in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            try:
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                most, now = (int((folder / name).read_text()) for name in (limit, used))
+            except (OSError, ValueError):
+                continue  # no such group, or no limit
+            # files that were read or written count as used until the memory is wanted
+            yield max(0, most - now + int(statistics.get(inactive, 0)))

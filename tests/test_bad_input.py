@@ -18,7 +18,7 @@ from tiny_runs import POINT, at_step, train
 
 from mtrl import cli
 from mtrl.envs.point import PointEnv
-from mtrl.policy import load_policy
+from mtrl.policy import checksum, load_policy
 
 GIGABYTE = 2**30
 
@@ -232,7 +232,7 @@ def test_a_damaged_config_of_a_run_is_refused(refused, unfinished, tmp_path):
 
 
 def made(change):
-    """A policy file with other metadata, without the checksum of the true one."""
+    """A policy file with other metadata or numbers, and their checksum."""
 
     def write(path: Path, policy: Path) -> None:
         raw = policy.read_bytes()
@@ -241,6 +241,7 @@ def made(change):
         metadata.pop("sha256", None)
         tensors = load_file(policy)
         change(metadata, tensors)
+        metadata["sha256"] = checksum(metadata, tensors)
         path.write_bytes(save(tensors, {"mtrl": json.dumps(metadata)}))
 
     return write
@@ -283,6 +284,11 @@ POLICIES = {
     "metadata that is no JSON": damaged(lambda raw: save({"w": torch.zeros(2)}, {"mtrl": "{"})),
     "metadata too deep": damaged(lambda raw: save({"w": torch.zeros(2)}, {"mtrl": "[" * 10**5})),
     "an absurd width": made(lambda m, t: m["actor"].update(hidden=[10**12, 10**12])),
+    "absurdly many blocks": made(lambda m, t: m["actor"].update(blocks=10**7)),
+    "absurdly many layers": made(lambda m, t: m["actor"].update(hidden=[1] * 10**6)),
+    "absurdly many tasks": made(lambda m, t: m.update(task_names=[str(i) for i in range(200_000)])),
+    "a task twice": made(lambda m, t: m.update(task_names=["point-reach"] * 5)),
+    "an endless horizon": made(lambda m, t: m["info"]["protocol"].update(horizon=10**12)),
     "an absurd observation": made(lambda m, t: m.update(obs_dim=float("inf"))),
     "no task names": made(lambda m, t: m.update(task_names="point")),
     "a number that is not finite": made(lambda m, t: next(iter(t.values())).view(-1).fill_(float("nan"))),

@@ -254,7 +254,7 @@ def test_uniform_sampling_draws_the_rounded_total():
 
 def test_balanced_sampling_refuses_a_fraction():
     assert ReplayConfig(batch_size=25.6, sampling="uniform").batch_size == 25.6
-    with pytest.raises(ConfigError, match=r"replay.batch_size: 25.6"):
+    with pytest.raises(ConfigError, match=r"batch_size: 25.6"):
         ReplayConfig(batch_size=25.6)
 
 
@@ -271,7 +271,7 @@ def test_a_coefficient_that_is_none_is_refused(value):
 def make_trainer(make_agent):
     def make(**options) -> Trainer:
         envs = make_suite(Protocol(suite="point", horizon=10), workers=0)
-        agent = make_agent(5, obs_dim=4, action_dim=2)
+        agent = make_agent(5, names=envs.task_names, obs_dim=4, action_dim=2)
         return Trainer(
             agent, envs, TaskReplay(5, 100, 4, 2), **{"batch_size": 4, "warmup_steps": 6, **options}
         )

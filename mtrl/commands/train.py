@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
     goes_on = run.exists  # asked once: another process may start this run while ours is built
     try:
         if goes_on:
+            run.require_own()
             run.lock()
             changes = check_resumable(run, request)
             if run.status.startswith("DONE") and not changes:

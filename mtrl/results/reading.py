@@ -13,11 +13,12 @@ import numpy.typing as npt
 import yaml
 
 from mtrl.config import ConfigError
+from mtrl.files import read_bounded
 from mtrl.run.folder import RunFolder
 
 Array = npt.NDArray[np.float64]
 MOST = 1e15  # of any number
-MOST_BYTES = 2**28  # of a file that is read whole
+MOST_BYTES = 2**25  # of a file that is read whole
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,7 @@ def settings_of(run: RunFolder, meta: dict[str, Any], protocol: dict[str, Any]) 
 def read_text(path: Path) -> str:
     """A regular file of no absurd size, as text."""
     try:
-        if not path.is_file() or path.stat().st_size > MOST_BYTES:
-            raise ConfigError(f"run: {path} is no regular file of at most {MOST_BYTES} bytes")
-        return path.read_text(encoding="utf-8")
+        return read_bounded(path, MOST_BYTES).decode()
     except OSError as error:
         raise ConfigError(f"run: {path} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,14 +31,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mtrl.files import write_synced
+from mtrl.files import open_own, read_bounded, write_synced
 from mtrl.replay import TaskReplay, free_memory
 
 FORMAT = "mtrl-checkpoint-1"
 KEPT = 2
 MOST_SEGMENTS = 64  # then the rows are written anew, so that files do not pile up
-SEGMENT_BYTES = 2**27  # of one file of rows: what writing and loading need in memory beside the replay
+SEGMENT_BYTES = 2**26  # of one file of rows: what writing and loading need in memory beside the replay
 MANIFEST_BYTES = 2**22
+# of these names files are written, and no other is ever deleted
+OURS = re.compile(r"(manifest-\d+\.json|(state|rows)-\d+-\w+\.safetensors)(\.tmp)?")
 
 
 class CheckpointError(ValueError):
@@ -70,7 +74,9 @@ class Checkpoints:
         """
         self.folder.mkdir(exist_ok=True)
         oldest = replay.added - replay.size
-        segments = [segment for segment in self._segments if segment["end"] > oldest]
+        segments = [
+            self._sound(segment, replay, oldest) for segment in self._segments if segment["end"] > oldest
+        ]
         if len(segments) >= MOST_SEGMENTS + replay.nbytes // SEGMENT_BYTES:
             segments = []
         old = len(segments)
@@ -94,6 +100,18 @@ class Checkpoints:
         self._segments = segments
         self._forget_all_but(f"manifest-{step}.json", manifest)
         return sum(int(e["bytes"]) for e in [entry, *segments[old:]]) + len(text)
+
+    def _sound(self, segment: dict[str, Any], replay: TaskReplay, oldest: int) -> dict[str, Any]:
+        """A segment whose file is as it was written; one that is lost or damaged is written anew from memory."""
+        try:
+            if file_checksum(self.folder / segment["name"]) == segment["sha256"]:
+                return segment
+        except OSError:
+            pass
+        first, end = max(segment["first"], oldest), segment["end"]
+        _, rows = replay.rows_since(first, end)
+        content = save({k: v.cpu() for k, v in rows.items()})
+        return {**self._write(f"rows-{first}-{end}.safetensors", content), "first": first, "end": end}
 
     def load(
         self, replay: TaskReplay, warn: Callable[[str], None] = lambda text: None
@@ -125,19 +143,23 @@ class Checkpoints:
         return _step(manifests[0]) if manifests else None
 
     def _load(self, path: Path, replay: TaskReplay) -> dict[str, Any]:
-        if not path.is_file() or path.stat().st_size > MANIFEST_BYTES:
-            raise CheckpointError("it is no manifest")
         try:
-            manifest = json.loads(path.read_bytes())
+            content = read_bounded(path, MANIFEST_BYTES)
+        except OSError as error:
+            raise CheckpointError(f"it is no manifest ({error.strerror})") from None
+        try:
+            manifest = json.loads(content)
             if manifest["format"] != FORMAT:
                 raise ValueError(f"format {manifest['format']!r}, this version reads {FORMAT!r}")
             entries = [manifest["state"], *manifest["segments"]]
             sizes = [int(entry["bytes"]) for entry in entries]
             for entry, size in zip(entries, sizes, strict=True):
                 self._check_size(str(entry["name"]), size)
-            # the replay's memory is the system's until rows are written to it
+            # a replay's memory is the system's until rows are written to it: what is there already is not taken again
+            rows = max(0, sum(sizes[1:]) - replay.nbytes * replay.size // replay.capacity)
+            needed = 3 * sizes[0] + rows + 2 * max(sizes[1:], default=0)
             free = free_memory(torch.device("cpu"))
-            if sum(sizes) + 2 * max(sizes) > free:
+            if needed > free:
                 raise CheckpointError(f"its {sum(sizes)} bytes do not fit in memory ({free} are free)")
             for entry in entries:  # all checksums before anything is changed
                 if file_checksum(self.folder / entry["name"]) != entry["sha256"]:
@@ -157,8 +179,8 @@ class Checkpoints:
         path = self.folder / name
         if path.name != name:
             raise CheckpointError(f"it names a file outside its folder ({name!r})")
-        if not path.is_file():
-            raise CheckpointError(f"{name} is missing")
+        if path.is_symlink() or not path.is_file():
+            raise CheckpointError(f"{name} is missing, or no regular file")
         if path.stat().st_size != size:
             raise CheckpointError(f"{name} has {path.stat().st_size} bytes, the manifest says {size}")
 
@@ -188,7 +210,13 @@ class Checkpoints:
 
     def _manifests(self) -> list[Path]:
         """Newest first."""
-        found = [path for path in self.folder.glob("manifest-*.json") if path.stem.split("-")[1].isdecimal()]
+        try:
+            names = os.listdir(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:  # it is there, and what is in it cannot be told
+            raise CheckpointError(f"{self.folder}: it cannot be read ({error.strerror})") from None
+        found = [self.folder / name for name in names if re.fullmatch(r"manifest-[0-9]{1,18}\.json", name)]
         return sorted(found, key=_step, reverse=True)
 
     def _write(self, name: str, content: bytes) -> dict[str, Any]:
@@ -201,7 +229,7 @@ class Checkpoints:
         self._complete = [*before, _files(name, manifest)][-KEPT:]
         kept = set().union(*self._complete)
         for path in self.folder.iterdir():
-            if path.name not in kept and path.is_file():
+            if path.name not in kept and OURS.fullmatch(path.name):
                 path.unlink()
 
 
@@ -216,7 +244,7 @@ def _files(name: str, manifest: dict[str, Any]) -> set[str]:
 def file_checksum(path: Path) -> str:
     """SHA-256 of a file, read piece by piece."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
         while piece := file.read(2**20):
             digest.update(piece)
     return digest.hexdigest()

@@ -13,31 +13,45 @@
         checkpoint/             all that is needed to go on (see mtrl.run.checkpoint)
         evidence.safetensors    of a diverged run: the last numbers and a batch
         STATUS                  RUNNING, DONE, INTERRUPTED, DIVERGED or FAILED, and why
-        .lock                   held by the process that trains here
+        .lock                   held by the process that trains here, and the mark that the folder is a run
+
+A folder without that mark is never trained in, and of one with it only files of these names are ever deleted. None
+of them may be a link.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import fcntl
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import shlex
 import socket
+import stat
 import subprocess
 import sys
+import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from tensorboard.summary.writer import event_file_writer
 
 from mtrl.config import ConfigError
-from mtrl.files import sync, write_synced
+from mtrl.files import append, open_own, read_bounded, sync, write_synced
 from mtrl.run.checkpoint import CheckpointError, Checkpoints
+
+FORMAT = "mtrl-run-1"
+MARK = FORMAT.encode()
+MOST_BYTES = 2**24  # of meta.json
 
 
 class RunFolder:
@@ -64,7 +78,34 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        return self.config.exists()
+        """Whether a config lies here.
+
+        Raises:
+            ConfigError: the folder may not be entered.
+        """
+        try:
+            return stat.S_ISREG(os.stat(self.config).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise ConfigError(f"run_dir: {self.path} cannot be read ({error.strerror})") from None
+
+    def require_own(self) -> None:
+        """Raise ConfigError unless the folder bears the mark of a run and no part of it is a link."""
+        self._require_no_links()
+        marked = False
+        with contextlib.suppress(OSError):
+            marked = read_bounded(self._lock_file, 4096).startswith(MARK)
+        if not marked:
+            raise ConfigError(
+                f"run_dir: {self.path} exists and bears no mark of a run of this version; choose another --run_dir"
+            )
+
+    def _require_no_links(self) -> None:
+        folders = (self.path, self.checkpoints.folder)
+        for entry in (entry for folder in folders if folder.is_dir() for entry in os.scandir(folder)):
+            if entry.is_symlink():
+                raise ConfigError(f"run_dir: {entry.path} is a link; a run's own files are none")
 
     def start(self, config: str, meta: dict[str, Any]) -> None:
         """Make the folder, lock it and write what is known before training.
@@ -85,6 +126,7 @@ class RunFolder:
                 raise ConfigError(
                     f"run_dir: {self.path} exists and is no run of mtrl; choose another --run_dir"
                 )
+            self._require_no_links()
             self.lock()
             if self.exists:
                 raise ConfigError(f"run_dir: {self.path} got a run of another process meanwhile")
@@ -101,16 +143,26 @@ class RunFolder:
             ConfigError: another process works in this folder, or it cannot be written.
         """
         try:
-            self._lock = self._lock_file.open("w")
+            self._lock = os.fdopen(open_own(self._lock_file, os.O_RDWR | os.O_CREAT), "r+")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock.truncate(0)
+            self._lock.write(
+                f"{MARK.decode()} {os.getpid()} {_started(os.getpid())} {socket.gethostname()}\n"
+            )
+            self._lock.flush()
         except BlockingIOError:
             raise ConfigError(f"run_dir: another process is training in {self.path}") from None
         except OSError as error:
-            raise ConfigError(f"run_dir: {self.path} cannot be written ({error.strerror})") from None
+            if error.errno in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
+                reason = "its file system has no locks, which keep two processes apart"
+            else:
+                reason = str(error.strerror)
+            raise ConfigError(f"run_dir: {self.path} cannot be written ({reason})") from None
 
     def unlock(self) -> None:
         """Let others in."""
-        if self._lock is not None:
+        if self._lock is not None and not self._lock.closed:
+            self._lock.truncate(len(MARK))  # the mark stays, the process goes; needs no room on a full disk
             self._lock.close()
 
     def positions(self) -> dict[str, Any]:
@@ -124,16 +176,26 @@ class RunFolder:
             "events": {path.name: path.stat().st_size for path in events},
         }
 
-    def rewind(self, positions: dict[str, Any]) -> None:
-        """Cut every log back to where it was at a checkpoint, so that going on doubles no row."""
+    def rewind(self, positions: dict[str, Any]) -> list[str]:
+        """Cut every log back to where it was at a checkpoint, so that going on doubles no row.
+
+        Returns:
+            a line about each log that has lost what it had then.
+        """
+        lost = []
         for file in self._logs():
-            _keep_rows(file, positions["rows"][file.name])
+            written, there = positions["rows"][file.name], _count_rows(file)
+            if there < written:
+                lost.append(f"{file.name} has {there} of the {written} lines that it had at the checkpoint")
+            _keep_rows(file, written)
         for path in self._events():
             size = positions["events"].get(path.name)
             if size is None:
                 path.unlink()
             elif path.stat().st_size > size:
                 os.truncate(path, size)
+        lost += [f"{name} is gone" for name in positions["events"] if not (self.path / name).exists()]
+        return lost
 
     def clear(self) -> None:
         """Remove what a run wrote that was killed before its first checkpoint.
@@ -159,11 +221,20 @@ class RunFolder:
     def note(self, key: str, value: Any) -> None:
         """Add to a list in ``meta.json``: what happened to the run after its start."""
         try:
-            meta = dict(json.loads(self.meta.read_bytes()))
-        except (OSError, ValueError, TypeError):
+            meta = dict(json.loads(read_bounded(self.meta, MOST_BYTES)))
+        except (OSError, ValueError, TypeError, RecursionError):
             meta = {"note": "the first meta.json was lost"}
         meta[key] = [*meta.get(key, []), value]
         write_synced(self.meta, _json(meta))
+
+    def restore_meta(self, now: dict[str, Any]) -> None:
+        """Write what is known now where ``meta.json`` is lost or damaged: who compares runs reads it."""
+        try:
+            known = isinstance(json.loads(read_bounded(self.meta, MOST_BYTES))["protocol"], dict)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            known = False
+        if not known:
+            write_synced(self.meta, _json({"note": "the first meta.json was lost", **now}))
 
     def mark(self, status: str, reason: str = "") -> None:
         write_synced(self._status, f"{status} {reason}".strip().encode() + b"\n")
@@ -172,30 +243,31 @@ class RunFolder:
     def status(self) -> str:
         """The line in ``STATUS``; KILLED where it says RUNNING and no process holds the lock."""
         try:
-            text = self._status.read_text(errors="replace").strip()
+            text = read_bounded(self._status, 4096).decode(errors="replace").strip()
         except OSError:
             return "no status"
+        text = "".join(c if c.isprintable() else "?" for c in text)
         if text.startswith("RUNNING") and not self._is_locked():
             return "KILLED: no process trains it any more, and the same command goes on with it"
         return text
 
     def _is_locked(self) -> bool:
+        """Whether the process that wrote the lock is alive: read, not tried, since a try can keep a start out."""
         try:
-            with self._lock_file.open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
+            _, pid, started, host = read_bounded(self._lock_file, 4096).decode().split()
+        except (OSError, ValueError):
+            return False
+        return host != socket.gethostname() or (_started(int(pid)) == started != "gone")
 
     def append(self, file: Path, record: dict[str, Any]) -> None:
         """One more line of a jsonl file; NaN becomes null, so that any reader can read it."""
-        with file.open("a") as out:
-            out.write(json.dumps(_without_nan(record)) + "\n")
+        append(file, json.dumps(_without_nan(record)) + "\n")
 
     def logger(self) -> Logger:
-        formats = [TensorBoardOutputFormat(str(self.path)), CsvWriter(self.progress)]
+        stamps = [path.name.split(".")[3] for path in self._events()]
+        newest = max((int(stamp) for stamp in stamps if stamp.isdecimal()), default=0)
+        with _clock_after(newest):
+            formats = [TensorBoardOutputFormat(str(self.path)), CsvWriter(self.progress)]
         return Logger(str(self.path), formats)
 
 
@@ -209,7 +281,7 @@ class CsvWriter(KVWriter):
         self.path = path
         self.columns: list[str] = []
         if path.exists():
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding="utf-8") as file:
                 self.columns = next(csv.reader(file), [])
 
     def write(
@@ -223,26 +295,52 @@ class CsvWriter(KVWriter):
         if len(row) == 1:  # what was recorded is for TensorBoard alone
             return
         new = [k for k in row if k not in self.columns]
-        if new:
+        if new or not self.path.exists():  # or deleted under the run
             self._widen(new)
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
+        line = io.StringIO()
+        csv.DictWriter(line, self.columns).writerow(row)
+        append(self.path, line.getvalue())
 
     def _widen(self, new: list[str]) -> None:
         rows: list[dict[str, str]] = []
-        if self.columns:
-            with self.path.open(newline="") as file:
+        if self.columns and self.path.exists():
+            with self.path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
         self.columns += new
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(self.path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_synced(self.path, text.getvalue().encode())
 
     def close(self) -> None:
         pass
+
+
+def _started(pid: int) -> str:
+    """When a process was started, as the system counts; ``gone`` without one, ``unknown`` where none can tell."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return "gone" if Path("/proc/self/stat").exists() else "unknown"
+    except OSError:
+        return "gone"
+    state, *fields = text.rpartition(")")[2].split()
+    return "gone" if state == "Z" else fields[18]
+
+
+@contextlib.contextmanager
+def _clock_after(stamp: int) -> Iterator[None]:
+    """Have TensorBoard name its next file after ``stamp``, in seconds.
+
+    It reads files in the order of their names, and a run that goes on may meet an earlier clock.
+    """
+    own = event_file_writer.time
+    event_file_writer.time = types.SimpleNamespace(time=lambda: max(time.time(), stamp + 1))
+    try:
+        yield
+    finally:
+        event_file_writer.time = own
 
 
 def _count_rows(file: Path) -> int:
@@ -263,6 +361,7 @@ def _json(value: Any) -> bytes:
 def describe_run(protocol: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """What ``meta.json`` tells: where the code, the machine and the command stood."""
     return {
+        "format": FORMAT,
         "command": shlex.join(["mtrl", *sys.argv[1:]]),
         "protocol": protocol,
         "commit": _commit(),

@@ -170,12 +170,15 @@ class Session:
                     f"{run.checkpoints.folder}: the checkpoint does not fit this run "
                     f"({type(error).__name__}: {one_line(str(error))})"
                 ) from None
-            run.rewind(state["positions"])
+            for problem in run.rewind(state["positions"]):
+                self.checkpoint.say(f"warning: {problem}; what was lost is not made again")
         step = self.trainer.num_timesteps // len(self.protocol.task_names)
         if state is not None:
             print(f"going on from step {step} per task")
         if state is not None or changes:
-            here = describe_run({}, self.trainer.agent.device)
+            protocol = {**self.protocol.to_dict(), "name": self.protocol.name}
+            here = describe_run(protocol, self.trainer.agent.device)
+            run.restore_meta(here)
             run.note("resumed", {"steps_per_task": step, "changes": changes, **here})
         if changes:
             write_synced(run.config, self.request.text.encode())
