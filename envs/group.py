@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mtrl.envs.layers import full_name, layers
 from mtrl.envs.protocol import SuiteError
 from mtrl.envs.wrappers import TaskEnv, TaskSpec
 
@@ -23,9 +24,16 @@ Step = tuple[
 class Group:
     """n tasks of a suite. What `send` asks for, `receive` returns, here as in a worker process."""
 
-    def __init__(self, specs: Sequence[TaskSpec]) -> None:
+    def __init__(
+        self, specs: Sequence[TaskSpec], at: Callable[[int], object] = lambda position: None
+    ) -> None:
+        """at: is told the position of the task whose turn it is."""
         self.task_names = tuple(spec.name for spec in specs)
-        self.envs: list[TaskEnv] = [spec.build() for spec in specs]
+        self.envs: list[TaskEnv] = []
+        self._at = at
+        for i, spec in enumerate(specs):
+            at(i)
+            self.envs.append(spec.build())
         self._asked: tuple[str, tuple[Any, ...]] | None = None
 
     def send(self, method: str, *arguments: Any) -> None:
@@ -47,10 +55,10 @@ class Group:
         self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]
     ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
         """Observations `[n, D + T]` and infos."""
-        started = [
-            env.reset(seed=seed, options=option)
-            for env, seed, option in zip(self.envs, seeds, options, strict=True)
-        ]
+        started = []
+        for i, (seed, option) in enumerate(zip(seeds, options, strict=True)):
+            self._at(i)
+            started.append(self.envs[i].reset(seed=seed, options=option))
         return np.stack([observation for observation, _ in started]), [info for _, info in started]
 
     def step(self, actions: NDArray[np.float32]) -> Step:
@@ -65,6 +73,7 @@ class Group:
         infos: list[dict[str, Any]] = []
         begun: dict[int, dict[str, Any]] = {}
         for i, env in enumerate(self.envs):
+            self._at(i)
             try:
                 observation, reward, terminated, truncated, info = env.step(actions[i])
             except SystemExit as error:
@@ -110,22 +119,12 @@ class Group:
 
         A name, because a worker that unpickled Stable-Baselines3's own class would import torch with it.
         """
-        return [any(wrapper == full_name(kind) for kind in self._layers(i)) for i in positions]
+        return [
+            any(wrapper == full_name(kind) for layer in layers(self.envs[i]) for kind in type(layer).__mro__)
+            for i in positions
+        ]
 
     def close(self) -> None:
         """Close the envs."""
         for env in self.envs:
             env.close()
-
-    def _layers(self, position: int) -> Iterator[type]:
-        env: Any = self.envs[position]
-        while True:
-            yield from type(env).__mro__
-            if env is env.unwrapped:
-                return
-            env = env.env
-
-
-def full_name(kind: type) -> str:
-    """Module and name of a class."""
-    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,107 +1,130 @@
-"""What lies in an env's wrappers: methods of the env within, and the state of the wrappers themselves."""
+"""Through gymnasium's wrappers: methods looked up, and the state that the wrappers themselves have."""
 
 from __future__ import annotations
 
-from collections import deque
+import types
 from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
+from mtrl.envs import plain
 from mtrl.envs.protocol import SuiteError
 
-Env = gym.Env[Any, Any]
-FIXED = ("env", "_saved_kwargs", "_metadata", "_cached_spec")  # of a wrapper, whatever they hold
+_FIXED_TYPES = (
+    gym.Env, gym.Space, EnvSpec, type, np.ufunc,
+    types.ModuleType, types.BuiltinFunctionType, types.MethodType,
+)  # fmt: skip
+_FIXED_NAMES = frozenset({"metadata", "_metadata", "_saved_kwargs"})
+_LIBRARIES = ("gymnasium.", "stable_baselines3.")
 
 
-def layers(env: Env) -> Iterator[Env]:
-    """The env and what it wraps, from outside in."""
-    while True:
-        yield env
-        if not isinstance(env, gym.Wrapper):
-            return
+def layers(env: Any) -> Iterator[Any]:
+    """The env and what it wraps, from outside to inside."""
+    yield env
+    while isinstance(env, gym.Wrapper):
         env = env.env
+        yield env
 
 
-def find(env: Env, method: str) -> Any:
-    """The method of the outermost layer that defines it; none if no layer does."""
-    return next((getattr(layer, method) for layer in layers(env) if hasattr(layer, method)), None)
-
-
-def get_state(env: Env, task: str) -> dict[str, Any]:
-    """The state of the layer that has `get_state`, and what the wrappers around it hold, as plain data.
-
-    Raises `SuiteError` when no layer has `get_state` and `set_state`, or a wrapper holds something else.
-    """
-    outer, inner = _split(env, task)
-    return {"env": inner.get_state(), "wrappers": [_held(layer, task) for layer in outer]}  # type: ignore[attr-defined]
-
-
-def set_state(env: Env, task: str, state: dict[str, Any]) -> None:
-    """Go on from what `get_state` returned for an env of the same wrappers."""
-    outer, inner = _split(env, task)
-    kinds = [type(layer).__name__ for layer in outer]
-    if kinds != [held["kind"] for held in state["wrappers"]]:
-        raise SuiteError(
-            f"task {task}: the state is of an env in other wrappers than {', '.join(kinds) or 'none'}"
-        )
-    inner.set_state(state["env"])  # type: ignore[attr-defined]
-    for layer, held in zip(outer, state["wrappers"], strict=True):
-        for name, value in held["attributes"].items():
-            setattr(layer, name, _like(getattr(layer, name, None), value))
-
-
-def _split(env: Env, task: str) -> tuple[list[Env], Env]:
-    """The wrappers around the outermost layer that can be saved, and this layer."""
-    outer: list[Env] = []
+def find(env: Any, *methods: str) -> Any:
+    """The outermost layer that has all these methods; None if none has."""
     for layer in layers(env):
-        if hasattr(layer, "get_state") and hasattr(layer, "set_state"):
-            return outer, layer
-        outer.append(layer)
-    raise SuiteError(f"task {task}: its env has no get_state and set_state, so it cannot be saved")
+        if all(callable(getattr(layer, method, None)) for method in methods):
+            return layer
+    return None
 
 
-def _held(layer: Env, task: str) -> dict[str, Any]:
-    attributes = {}
-    for name, value in vars(layer).items():
-        constant = callable(value) or isinstance(value, (gym.Space, gym.Env, gym.envs.registration.EnvSpec))
-        if name in FIXED or constant:
-            continue
+def full_name(kind: type) -> str:
+    """Module and name of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def capture(env: Any) -> tuple[Any, list[dict[str, Any]]]:
+    """What the env's own `get_state` returns, and the attributes of each wrapper around its layer.
+
+    Raises `SuiteError` when no layer has `get_state` and `set_state`, or when a wrapper has an attribute of a
+    kind that cannot be captured, so that none is lost silently.
+    """
+    owner = _owner(env)
+    around = []
+    for layer in layers(env):
+        if layer is owner:
+            break
         try:
-            attributes[name] = _plain(value)
-        except TypeError:
-            kind = type(layer).__name__
+            around.append({"wrapper": full_name(type(layer)), "attributes": _attributes(layer)})
+        except TypeError as error:
             raise SuiteError(
-                f"task {task}: its wrapper {kind} holds {name!r} ({type(value).__name__}), which cannot be saved; "
-                f"{kind} needs get_state and set_state of its own"
+                f"its wrapper {type(layer).__name__} cannot be saved ({error}); "
+                "give that wrapper a get_state and a set_state for itself and what it wraps"
             ) from None
-    return {"kind": type(layer).__name__, "attributes": attributes}
+    return owner.get_state(), around
 
 
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str, np.generic)):
-        return value
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        return value.copy()
-    if isinstance(value, np.random.Generator):
-        return _plain(value.bit_generator.state)
-    if isinstance(value, (list, tuple, deque)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(item) for key, item in value.items()}
-    raise TypeError
+def restore(env: Any, state: Any, around: list[dict[str, Any]]) -> None:
+    """Put what `capture` returned into an env of the same layers. Raises `SuiteError` for other layers."""
+    owner = _owner(env)
+    wrappers: list[Any] = []
+    for layer in layers(env):
+        if layer is owner:
+            break
+        wrappers.append(layer)
+    here, there = [full_name(type(layer)) for layer in wrappers], [layer["wrapper"] for layer in around]
+    if here != there:
+        raise SuiteError(f"the state is of an env in wrappers {there}, this one has {here}")
+    owner.set_state(state)
+    for layer, saved in zip(wrappers, around, strict=True):
+        _put(layer, saved["attributes"])
 
 
-def _like(now: Any, saved: Any) -> Any:
-    """A saved value as the kind of thing that stands in its place: a file has lists for tuples."""
-    if isinstance(now, np.random.Generator):
-        now.bit_generator.state = saved
-        return now
-    if saved is not None and isinstance(now, deque):
-        return deque(saved, now.maxlen)
-    if saved is not None and isinstance(now, tuple):
-        return tuple(saved)
-    if saved is not None and isinstance(now, np.ndarray):
-        return np.array(saved, now.dtype)
-    return saved
+def _owner(env: Any) -> Any:
+    owner = find(env, "get_state", "set_state")
+    if owner is None:
+        raise SuiteError("its env has no get_state and set_state, so it cannot be saved")
+    return owner
+
+
+def _changing(holder: Any) -> list[str]:
+    return [
+        name
+        for name, value in vars(holder).items()
+        if name not in _FIXED_NAMES and not isinstance(value, _FIXED_TYPES)
+    ]
+
+
+def _attributes(holder: Any) -> dict[str, Any]:
+    return {name: _encode(name, vars(holder)[name]) for name in _changing(holder)}
+
+
+def _put(holder: Any, attributes: dict[str, Any]) -> None:
+    current = vars(holder)
+    for name in _changing(holder):
+        if name not in attributes:
+            del current[name]
+    for name, data in attributes.items():
+        current[name] = _decode(data, current.get(name))
+
+
+def _encode(name: str, value: Any) -> Any:
+    if isinstance(value, types.FunctionType):
+        # A function is code, but one that was made inside another may keep variables of it.
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return {"function": [None if isinstance(c, _FIXED_TYPES) else _encode(name, c) for c in cells]}
+    if type(value).__module__.startswith(_LIBRARIES) and hasattr(value, "__dict__"):
+        return {"object": _attributes(value)}  # running moments, say
+    return plain.encode(name, value)
+
+
+def _decode(data: Any, current: Any) -> Any:
+    tag = next(iter(data)) if isinstance(data, dict) else None
+    if tag == "object":
+        _put(current, data["object"])
+        return current
+    if tag == "function":
+        for cell, content in zip(current.__closure__ or (), data["function"], strict=True):
+            if not isinstance(cell.cell_contents, _FIXED_TYPES):
+                cell.cell_contents = _decode(content, cell.cell_contents)
+        return current
+    return plain.decode(data)

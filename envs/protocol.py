@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, Literal
 
+from mtrl.envs import process
 from mtrl.envs.point import POINT_TASKS
 
 METAWORLD_SUITES = ("mt10", "mt25", "mt50")
 METAWORLD_HORIZON = 500
 MOST_GOALS = 100_000
-MOST_TASKS = 1_000
-MOST_STEPS = 10_000_000  # of an episode
+MOST_STEPS = 1_000_000
+MOST_SEED = 2**63 - 1
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -40,13 +42,14 @@ class NotFiniteError(SuiteError):
 
 
 class WorkerDiedError(SuiteError):
-    """A worker process has died with its tasks."""
+    """A worker process has died with its tasks, or was ended because a task did not go on."""
 
 
 @cache
 def metaworld_suites() -> dict[str, tuple[str, ...]]:
     """Task names of `mt10`, `mt25` and `mt50`, in Meta-World's own order. Imports the simulator."""
-    from metaworld import env_dict
+    with process.safe_path():
+        from metaworld import env_dict
 
     return {
         "mt10": tuple(env_dict.MT10_V3),
@@ -103,36 +106,34 @@ class Protocol:
     def __post_init__(self) -> None:
         if not isinstance(self.suite, str):
             raise SuiteError(f"suite: {self.suite!r} is not a name")
-        _one_of("reward", self.reward, ("v1", "v2"))
-        _one_of("goals", self.goals, ("random", "fixed"))
-        object.__setattr__(self, "num_goals", whole("num_goals", self.num_goals, 1, MOST_GOALS))
+        self._set("suite", str(self.suite))
+        self._set("reward", _one_of("reward", self.reward, ("v1", "v2")))
+        self._set("goals", _one_of("goals", self.goals, ("random", "fixed")))
+        self._set("num_goals", whole("num_goals", self.num_goals, 1, MOST_GOALS))
         if self.goal_seed is not None:
-            object.__setattr__(self, "goal_seed", whole("goal_seed", self.goal_seed, 0))
+            self._set("goal_seed", whole("goal_seed", self.goal_seed, 0, MOST_SEED))
         if self.suite == "custom":
-            listed = (
-                []
-                if isinstance(self.tasks, str) or not isinstance(self.tasks, Iterable)
-                else list(self.tasks)
-            )
-            if not listed:
+            listed = isinstance(self.tasks, Iterable) and not isinstance(self.tasks, str)
+            tasks = tuple(_task("tasks", name) for name in self.tasks) if listed else ()  # type: ignore[union-attr]
+            if not tasks:
                 raise SuiteError(
                     f"tasks: {self.tasks!r} is not a list of task names, which suite custom needs"
                 )
-            if len(listed) > MOST_TASKS:
-                raise SuiteError(f"tasks: {len(listed)} names; a suite has at most {MOST_TASKS}")
-            tasks = tuple(_task("tasks", name) for name in listed)
-            if repeated := sorted({name for name in tasks if tasks.count(name) > 1}):
+            if repeated := sorted(name for name, times in Counter(tasks).items() if times > 1):
                 raise SuiteError(f"tasks: {repeated[0]!r} is listed more than once")
-            object.__setattr__(self, "tasks", tasks)
+            self._set("tasks", tasks)
         elif self.tasks is not None:
             raise SuiteError(f"tasks: only suite custom takes a list, and suite is {self.suite!r}")
         elif self.suite not in SUITES:
-            object.__setattr__(self, "suite", _task("suite", self.suite))
+            self._set("suite", _task("suite", self.suite))
         simulated = self.suite in METAWORLD_SUITES or any(name not in POINT_TASKS for name in self.task_names)
-        most = METAWORLD_HORIZON if simulated else MOST_STEPS
-        object.__setattr__(self, "horizon", whole("horizon", self.horizon, 1, most))
+        longest = METAWORLD_HORIZON if simulated else MOST_STEPS
+        self._set("horizon", whole("horizon", self.horizon, 1, longest))
         if self.reward == "v1" and not simulated:
             raise SuiteError("reward: 'v1' is Meta-World's; the point tasks have one reward, under 'v2'")
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the class is frozen for everyone else
 
     @classmethod
     def named(cls, preset: str, **fields: Any) -> Protocol:
@@ -185,13 +186,12 @@ def preset_fields(preset: object) -> Mapping[str, Any]:
 
 def _task(key: str, name: object) -> str:
     """The full name of a task. Raises `SuiteError` with the nearest valid name when there is none."""
-    if not isinstance(name, str):
-        raise SuiteError(f"{key}: {name!r} is not a name")
-    if name in POINT_TASKS:
-        return str(name)
+    name = str(name) if isinstance(name, str) else name  # numpy has a class of its own
+    if isinstance(name, str) and name in POINT_TASKS:
+        return name
     known = metaworld_suites()["mt50"]
-    if name in known:
-        return str(name)
+    if isinstance(name, str) and name in known:
+        return name
     if f"{name}-v3" in known:
         return f"{name}-v3"
     valid = [*known, *POINT_TASKS]
@@ -208,18 +208,33 @@ def _nearest(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def _one_of(key: str, value: object, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise SuiteError(f"{key}: {value!r} is not one of {', '.join(valid)}{_nearest(str(value), valid)}")
+def _one_of(key: str, value: object, valid: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in valid:
+        near = _nearest(value, valid) if isinstance(value, str) else ""
+        raise SuiteError(f"{key}: {shown(value)} is not one of {', '.join(valid)}{near}")
+    return str(value)
 
 
-def whole(key: str, value: object, low: int, high: int | None = None) -> int:
-    """The value as an int: of Python, numpy or any library, but no bool. Raises `SuiteError` for another."""
-    span = f"of at least {low}" if high is None else f"from {low} to {high}"
+def shown(value: object) -> str:
+    """A value as a message tells it: in one line, and no longer than that."""
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        text = " ".join(repr(value).split())
+    except Exception:  # numbers of 5000 digits have no repr
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def whole(key: str, value: Any, low: int, high: int | None = None, *, other: str = "") -> int:
+    """The value as an int; whole numbers of any library are one, bools are not.
+
+    Raises `SuiteError` with the key, the value and what is valid. other: what is valid as well.
+    """
+    try:
+        number = operator.index(value)
     except TypeError:
         number = low - 1
     if isinstance(value, bool) or number < low or (high is not None and number > high):
-        raise SuiteError(f"{key}: {value!r} is not a whole number {span}")
+        span = f"of at least {low}" if high is None else f"from {low} to {high}"
+        valid = f"a whole number {span}"
+        raise SuiteError(f"{key}: {shown(value)} is {f'neither {other} nor' if other else 'not'} {valid}")
     return number

@@ -1,8 +1,4 @@
-"""The whole state of a MuJoCo env as plain data, and back.
-
-Plain: None, bool, int, float, str, arrays, and lists and string-keyed dicts of them; nothing pickled. A
-value of any other kind is written as a dict with one tag as its key (`tuple`, `scalar`, `view`, …).
-"""
+"""The whole state of a MuJoCo env as plain data (see plain.py), and back."""
 
 from __future__ import annotations
 
@@ -12,6 +8,8 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
+
+from mtrl.envs import plain
 
 MODEL_FIELDS = ("body_pos", "site_pos")
 """The fields of the model that Meta-World's resets change."""
@@ -34,7 +32,9 @@ def capture(env: Any) -> dict[str, Any]:
     return {
         "physics": physics,
         "model": {name: getattr(env.model, name).copy() for name in MODEL_FIELDS},
-        "attributes": {name: _encode(name, env.__dict__[name], fields) for name in _changing(env)},
+        "attributes": {
+            name: plain.encode(name, env.__dict__[name], fields.encode) for name in _changing(env)
+        },
     }
 
 
@@ -49,8 +49,15 @@ def restore(env: Any, state: dict[str, Any]) -> None:
     mujoco.mj_setState(env.model, env.data, state["physics"], kind)
     for name in _changing(env):
         del env.__dict__[name]
+
+    def view(tag: str, content: Any) -> NDArray[Any]:
+        assert tag == "view", tag
+        owner, field, first, *shape = content
+        whole = getattr(getattr(env, owner), field).reshape(-1)
+        return np.asarray(whole[first : first + int(np.prod(shape))].reshape(shape))
+
     for name, value in state["attributes"].items():
-        env.__dict__[name] = _decode(value, env)
+        env.__dict__[name] = plain.decode(value, view)
 
 
 def _changing(env: Any) -> list[str]:
@@ -68,6 +75,18 @@ class _Fields:
         self._spans: list[tuple[int, int, str, str]] | None = None
         self._env = env
 
+    def encode(self, name: str, array: NDArray[Any]) -> Any:
+        """A copy, or of a live view of the simulator's memory its place: a copy would no longer follow it."""
+        root = array
+        while isinstance(root.base, np.ndarray):
+            root = root.base
+        if root.flags.owndata:
+            return array.copy()
+        found = self.find(array)
+        if found is None or not array.flags.c_contiguous:
+            raise TypeError(f"attribute {name} is a view of memory that cannot be captured")
+        return {"view": [*found, *array.shape]}
+
     def find(self, array: NDArray[Any]) -> tuple[str, str, int] | None:
         """(owner, field, first element) when `array` is a contiguous part of a field, else None."""
         if self._spans is None:
@@ -84,50 +103,3 @@ class _Fields:
             if low <= start < high:
                 return owner, field, (start - low) // array.itemsize
         return None
-
-
-def _encode(name: str, value: Any, fields: _Fields) -> Any:
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, np.ndarray):
-        # Some tasks keep a live view of the simulator's memory; a copy would no longer follow it.
-        root = value
-        while isinstance(root.base, np.ndarray):
-            root = root.base
-        if root.flags.owndata:
-            return value.copy()
-        found = fields.find(value)
-        if found is None or not value.flags.c_contiguous:
-            raise TypeError(f"attribute {name} is a view of memory that cannot be captured")
-        return {"view": [*found, *value.shape]}
-    if isinstance(value, np.generic):
-        return {"scalar": np.array(value)}
-    if isinstance(value, np.random.Generator):
-        return {"generator": value.bit_generator.state}
-    if type(value) in (list, tuple):
-        return {type(value).__name__: [_encode(name, item, fields) for item in value]}
-    if type(value) is dict and all(type(key) is str for key in value):
-        return {"dict": {key: _encode(name, item, fields) for key, item in value.items()}}
-    raise TypeError(f"attribute {name} of type {type(value).__name__} cannot be captured")
-
-
-def _decode(value: Any, env: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if not isinstance(value, dict):
-        return value
-    ((tag, content),) = value.items()
-    if tag == "view":
-        owner, field, first, *shape = content
-        whole = getattr(getattr(env, owner), field).reshape(-1)
-        return whole[first : first + int(np.prod(shape))].reshape(shape)
-    if tag == "scalar":
-        return content[()]
-    if tag == "generator":
-        generator = np.random.default_rng()
-        generator.bit_generator.state = content
-        return generator
-    if tag == "dict":
-        return {key: _decode(item, env) for key, item in content.items()}
-    items = [_decode(item, env) for item in content]
-    return tuple(items) if tag == "tuple" else items

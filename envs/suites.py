@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,11 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
 
+from mtrl.envs import process
 from mtrl.envs.point import POINT_TASKS
-from mtrl.envs.protocol import MOST_STEPS, MOST_TASKS, Protocol, SuiteError, whole
+from mtrl.envs.protocol import MOST_SEED, MOST_STEPS, Protocol, SuiteError, shown, whole
 from mtrl.envs.wrappers import TaskSpec
-
-STEP_TIMEOUT = 600.0  # seconds
 
 if TYPE_CHECKING:
     from mtrl.envs.vec import SuiteVecEnv
@@ -27,29 +25,33 @@ def make_suite(
     workers: int | Literal["auto"] = "auto",
     evaluation: bool = False,
     horizon: int | None = None,
-    timeout: float | None = STEP_TIMEOUT,
+    step_timeout: float = 600.0,
 ) -> SuiteVecEnv:
     """One env per task of a protocol, or of one's own: a mapping of names to functions that make an env.
 
-    One's own envs have 1-D observations of one size and actions of one size in bounded boxes. An env may have
+    One's own envs have 1-D observations of one size and actions of one size in bounded boxes, and are objects of
+    their own: one env for two tasks, or for training and evaluation, is refused. An env may have
     `draw_goals(num_goals, seed) -> [num_goals, ·]` and `set_goal(goal)` to take part in the choice of goals
-    (50 per task), and `get_state()` and `set_state(state)` (plain data) to be saved mid-episode.
+    (50 per task), and `get_state()` and `set_state(state)` (plain data) to be saved mid-episode; all four are
+    found through gymnasium's wrappers, whose own state is saved too.
 
     seed: of the goals, unless the protocol has its own, and of each task's choices; the same seed gives the
         same goals and trajectories for any number of workers.
     workers: 0 steps the tasks in this process, n shares them among n processes, auto decides by cores.
     evaluation: visit each task's goals in their order instead of at random.
     horizon: control steps per episode, for a mapping only; none leaves it to the envs.
-    timeout: seconds that a worker process may take for a step or a reset before it counts as dead; none waits
-        for ever. Without workers nothing can interrupt an env.
+    step_timeout: seconds that a worker process may take for an answer (to build its tasks, to reset, to step);
+        then it is ended and the task named. Tasks that are stepped in this process have none.
 
     Raises `SuiteError` when the suite cannot be built as asked.
     """
     from mtrl.envs.vec import SuiteVecEnv
 
-    seed = whole("seed", seed, 0)
-    if timeout is not None and not timeout > 0:
-        raise SuiteError(f"timeout: {timeout!r} is not a number of seconds above 0")
+    seed = whole("seed", seed, 0, MOST_SEED)
+    if not isinstance(evaluation, bool):
+        raise SuiteError(f"evaluation: {shown(evaluation)} is neither True nor False")
+    if not isinstance(step_timeout, int | float) or isinstance(step_timeout, bool) or not step_timeout > 0:
+        raise SuiteError(f"step_timeout: {shown(step_timeout)} is not a number of seconds above 0")
     if isinstance(protocol, Protocol):
         if horizon is not None:
             raise SuiteError("horizon: it is the protocol's; the argument is for a mapping of one's own envs")
@@ -58,13 +60,9 @@ def make_suite(
         steps: int | None = protocol.horizon
     else:
         if not isinstance(protocol, Mapping):
-            raise SuiteError(f"{protocol!r} is neither a Protocol nor a mapping of task names to envs")
+            raise SuiteError(f"{shown(protocol)} is neither a Protocol nor a mapping of task names to envs")
         named, settings = None, Protocol()
-        makers = dict(protocol)
-        if not 1 <= len(makers) <= MOST_TASKS:
-            raise SuiteError(f"the mapping has {len(makers)} envs; a suite has from 1 to {MOST_TASKS}")
-        for name, make in makers.items():
-            _require_maker(name, make)
+        makers = _own(protocol)
         steps = None if horizon is None else whole("horizon", horizon, 1, MOST_STEPS)
     specs = [
         TaskSpec(
@@ -80,25 +78,23 @@ def make_suite(
         )
         for index, (name, make) in enumerate(makers.items())
     ]
-    return SuiteVecEnv(specs, protocol=named, workers=_workers(workers, makers), timeout=timeout)
+    return SuiteVecEnv(
+        specs, protocol=named, workers=_workers(workers, makers), step_timeout=float(step_timeout)
+    )
 
 
-def _require_maker(name: object, make: object) -> None:
-    """Raise `SuiteError` unless it is a function that makes an env without being given anything."""
-    if not isinstance(name, str):
-        raise SuiteError(f"task {name!r}: a task's name is a string")
-    if isinstance(make, gym.Env) or not callable(make):
-        raise SuiteError(
-            f"task {name}: {type(make).__name__} is no function that makes an env, such as lambda: MyEnv()"
-        )
-    try:
-        signature = inspect.signature(make)
-    except ValueError:  # some callables tell none
-        return
-    try:
-        signature.bind()
-    except TypeError as error:
-        raise SuiteError(f"task {name}: its maker is called without arguments ({error})") from None
+def _own(
+    mapping: Mapping[str, Callable[[], gym.Env[Any, Any]]],
+) -> dict[str, Callable[[], gym.Env[Any, Any]]]:
+    """A mapping of one's own envs. Raises `SuiteError` when it is empty or has a key that is no name."""
+    if not mapping:
+        raise SuiteError("the mapping of envs is empty")
+    makers = {}
+    for name, make in mapping.items():
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise SuiteError(f"task name {shown(name)} is not a printable text")
+        makers[str(name)] = make  # numpy has a class of its own
+    return makers
 
 
 def _maker(name: str, protocol: Protocol) -> Callable[[], gym.Env[Any, Any]]:
@@ -108,19 +104,17 @@ def _maker(name: str, protocol: Protocol) -> Callable[[], gym.Env[Any, Any]]:
 
 
 def _make_metaworld(name: str, reward: Literal["v1", "v2"]) -> gym.Env[Any, Any]:
-    from mtrl.envs.simulator import MetaWorldTask
+    with process.safe_path():
+        from mtrl.envs.simulator import MetaWorldTask
 
     return MetaWorldTask(name, reward)
 
 
 def _workers(asked: int | str, makers: Mapping[str, Any]) -> int:
     """The number of worker processes, 0 for none."""
-    if asked == "auto":
+    if isinstance(asked, str) and asked == "auto":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         cheap = all(name in POINT_TASKS for name in makers)
         # Beside the learner, one more core does not make up for the pipes.
         return 0 if cheap or cores <= 2 else min(len(makers), cores - 1)
-    try:
-        return whole("workers", asked, 0)
-    except SuiteError as error:
-        raise SuiteError(f"{error}, nor 'auto'") from None
+    return whole("workers", asked, 0, other="'auto'")

@@ -14,35 +14,38 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices
 
-from mtrl.envs.group import Group, full_name
-from mtrl.envs.protocol import Protocol, SuiteError
+from mtrl.envs.group import Group
+from mtrl.envs.layers import full_name
+from mtrl.envs.protocol import NotFiniteError, Protocol, SuiteError
 from mtrl.envs.worker import RemoteGroup
 from mtrl.envs.wrappers import TaskSpec
 
 
 class SuiteVecEnv(VecEnv):
-    """One env per task; row t of every array belongs to task t.
+    """One env per task; row t of every array belongs to task t, named `task_names[t]`.
 
     Observations `[T, D + T]` float32, the last T of them the task's one-hot; actions `[T, A]` in [-1, 1];
     rewards `[T]` float32; dones `[T]` bool. All arrays are fresh. An episode that ends is reset in the same
     step: the observation is the next episode's first, the true last one is `info["terminal_observation"]`.
 
-    Raises `SuiteError` when the tasks' spaces differ, `NotFiniteError` when a task returns a non-finite number,
-    `WorkerDiedError` when a worker process has died; then `restart_workers` and `set_state` go on from the last
+    Raises `SuiteError` when the tasks' spaces differ or an env returns what it may not, `NotFiniteError` when a
+    task is given or returns a non-finite number, `WorkerDiedError` when a worker process has died, or was ended
+    because it gave no answer for `step_timeout` seconds; then `restart_workers` and `set_state` go on from the last
     known state.
     """
 
     def __init__(
-        self, specs: Sequence[TaskSpec], *, protocol: Protocol | None, workers: int, timeout: float | None
+        self, specs: Sequence[TaskSpec], *, protocol: Protocol | None, workers: int, step_timeout: float
     ) -> None:
         self.task_names = tuple(spec.name for spec in specs)
         self.task_dim = len(specs)
         self.protocol = protocol
+        self.horizon = specs[0].horizon
         self._groups: list[Group | RemoteGroup] = []
         self._rows: list[list[int]] = []
         self._closed = False
         try:
-            remote = partial(RemoteGroup, timeout=timeout)
+            remote = partial(RemoteGroup, timeout=step_timeout)
             kind: Callable[[Sequence[TaskSpec]], Group | RemoteGroup] = remote if workers else Group
             for rows in np.array_split(np.arange(len(specs)), min(max(workers, 1), len(specs))):
                 self._groups.append(kind([specs[t] for t in rows]))
@@ -69,8 +72,17 @@ class SuiteVecEnv(VecEnv):
         return np.concatenate([observations for observations, _ in started])
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
-        """Start a step with actions `[T, A]`."""
-        actions = np.asarray(actions, np.float32)
+        """Start a step with actions `[T, A]`. Beyond [-1, 1] they are clipped; the caller's array is not touched."""
+        given = np.asarray(actions, np.float32)
+        if given.shape != (self.num_envs, self.action_dim):
+            raise SuiteError(
+                f"actions of shape {given.shape}: {self.num_envs} tasks take {(self.num_envs, self.action_dim)}"
+            )
+        # An env may change its action in place, and the caller stores his.
+        actions = given.clip(-1.0, 1.0)
+        if not np.isfinite(actions).all():
+            task = self.task_names[np.flatnonzero(~np.isfinite(actions).all(axis=1))[0]]
+            raise NotFiniteError(f"task {task}: the action is not finite")
         for group, rows in zip(self._groups, self._rows, strict=True):
             group.send("step", actions[rows[0] : rows[-1] + 1])
 
@@ -97,6 +109,11 @@ class SuiteVecEnv(VecEnv):
         """Go on from what `get_state` returned, here or in another env of the same suite."""
         if len(states) != self.num_envs:
             raise SuiteError(f"the state is of {len(states)} tasks, the suite has {self.num_envs}")
+        saved = tuple(state["task"] for state in states)
+        if saved != self.task_names:
+            raise SuiteError(
+                f"the state is of tasks {', '.join(saved)}, the suite has {', '.join(self.task_names)}"
+            )
         for group, rows in zip(self._groups, self._rows, strict=True):
             group.send("set_state", [states[t] for t in rows])
         self._receive()

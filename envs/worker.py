@@ -1,62 +1,74 @@
 """A worker process that owns some tasks, and its handle. Loads no torch.
 
-Workers are started as plain `python -c`, not by multiprocessing, which would import the caller's main module,
-and with it torch, into each of them.
+Workers are started as plain `python -c` (see process.py), not by multiprocessing, which would import the
+caller's main module, and with it torch, into each of them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import pickle
+import select
 import signal
 import subprocess
-import sys
+import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
+from mtrl.envs import process
 from mtrl.envs.group import Group
 from mtrl.envs.protocol import WorkerDiedError
 from mtrl.envs.wrappers import TaskSpec
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_LONGEST_POLL = 2**31 - 1
+_PR_SET_PDEATHSIG = 1
 
 
 class RemoteGroup:
     """A `Group` in a worker process of its own, with one thread.
 
-    Raises `WorkerDiedError`, naming the tasks, from `receive` when the process has died, or has not answered for
-    `timeout` seconds and was ended.
+    timeout: seconds that an answer may take; then the process is ended.
+
+    Raises `WorkerDiedError` from `receive`, naming the tasks when the process has died, and the one whose turn it
+    was when it gave no answer in time.
     """
 
-    def __init__(self, specs: Sequence[TaskSpec], timeout: float | None) -> None:
-        self._timeout = timeout
+    def __init__(self, specs: Sequence[TaskSpec], timeout: float) -> None:
         self.task_names = tuple(spec.name for spec in specs)
         # Functions that are defined in the caller's main module or in a function need more than pickle.
         self._specs: bytes = cloudpickle.dumps(list(specs))
+        self._timeout = timeout
+        with tempfile.TemporaryFile() as file:
+            file.truncate(mmap.PAGESIZE)
+            self._turn_file = os.dup(file.fileno())
+        self._turn = memoryview(mmap.mmap(self._turn_file, mmap.PAGESIZE)).cast("I")
         self.restart()
 
     def restart(self) -> None:
         """Start the process; its tasks then wait for a reset or a state."""
         self._pipe, theirs = Pipe()
-        # the death signal comes when the thread that made the process ends: only the main one lasts
-        parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
+        self._answered = select.poll()
+        self._answered.register(self._pipe.fileno(), select.POLLIN)
+        # The kernel tells a child that the thread which started it has ended, not the process.
+        lasting = threading.current_thread() is threading.main_thread()
+        arguments = f"{theirs.fileno()}, {self._turn_file}, {os.getpid()}, {lasting}"
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                isolated("from mtrl.envs.worker import main", f"main({theirs.fileno()}, {parent})"),
-            ],
+            process.command(f"from mtrl.envs.worker import main; main({arguments})"),
             stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, **dict.fromkeys(_THREADS, "1")},
+            pass_fds=[theirs.fileno(), self._turn_file],
+            env={**process.environment(), **dict.fromkeys(_THREADS, "1")},
             # Ctrl-C is the parent's to answer: it still needs its workers to save the run.
             start_new_session=True,
         )
@@ -78,17 +90,18 @@ class RemoteGroup:
 
     def receive(self) -> Any:
         """The answer to the last `send`; raises what the method raised."""
-        tasks = ", ".join(self.task_names)
+        if not self._answered.poll(min(1000 * self._timeout, _LONGEST_POLL)):
+            task = self.task_names[self._turn[0]]
+            self._process.kill()
+            self._process.wait()
+            raise WorkerDiedError(
+                f"task {task}: its env has not gone on for {self._timeout:g} s (step_timeout); its worker was ended"
+            )
         try:
-            if not self._pipe.poll(self._timeout):
-                self._process.kill()
-                self._process.wait()
-                raise WorkerDiedError(
-                    f"the worker process of {tasks} has not answered for {self._timeout:g} seconds and was ended"
-                )
             answer, error = self._pipe.recv()
         except (EOFError, OSError):
             code = self._process.wait()
+            tasks = ", ".join(self.task_names)
             raise WorkerDiedError(f"the worker process of {tasks} has died (exit code {code})") from None
         if error is not None:
             raise error
@@ -102,6 +115,7 @@ class RemoteGroup:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        os.close(self._turn_file)
 
     def _send(self, content: bytes) -> None:
         # Where the process is gone, `receive` says so, once the answers of all the others have been taken.
@@ -109,39 +123,22 @@ class RemoteGroup:
             self._pipe.send_bytes(content)
 
 
-def isolated(*statements: str) -> str:
-    """Python code for `-c` that finds modules where this process does, and not in the current folder before that."""
-    path = [entry or os.getcwd() for entry in sys.path]
-    return "; ".join((f"import sys; sys.path[:] = {path!r}", *statements))
+def main(handle: int, turn_file: int, parent: int, lasting: bool) -> None:
+    """Serve a group until the other end of the pipe closes, or the parent is gone.
 
-
-def end_with_parent(parent: int) -> None:
-    """Have the system kill this process when its parent ends, however it ends; Linux only."""
-    try:
-        prctl = ctypes.CDLL(None, use_errno=True).prctl
-    except (AttributeError, OSError, TypeError):
-        return
-    pdeathsig = 1
-    prctl(pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def main(handle: int, parent: int) -> None:
-    """Serve a group until the other end of the pipe closes.
-
-    handle: the file descriptor of this end. parent: the process to end with, 0 for none.
+    handle: the file descriptor of this end. turn_file: of a page whose first number is the position of the task
+    whose turn it is. lasting: whether the thread that started this process lasts as long as the parent.
     """
-    if parent:
-        end_with_parent(parent)
+    _end_with(parent, lasting)
     # A scheduler signals every process of a job, but the parent still needs this one to save the run.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    turn = memoryview(mmap.mmap(turn_file, mmap.PAGESIZE)).cast("I")
     pipe: Connection[Any, Any] = Connection(handle)
     try:
         try:
-            group = Group(pickle.loads(pipe.recv_bytes()))
+            group = Group(pickle.loads(pipe.recv_bytes()), partial(turn.__setitem__, 0))
         except Exception as error:
             pipe.send((None, _portable(error)))
             return
@@ -155,6 +152,24 @@ def main(handle: int, parent: int) -> None:
             pipe.send((answer, failure))
     except (EOFError, OSError):
         return
+
+
+def _end_with(parent: int, lasting: bool) -> None:
+    """Have this process killed when its parent is gone: one that hangs in a task reads no end of a pipe."""
+    told = False
+    if lasting:
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # no Linux
+            told = ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) == 0
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    if not told:
+        threading.Thread(target=watch, daemon=True).start()
+    elif os.getppid() != parent:  # it went before the kernel was asked
+        os._exit(1)
 
 
 def _portable(error: Exception) -> Exception:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 import math
 import numbers
+import warnings
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs.layers import find, get_state, set_state
-from mtrl.envs.protocol import NotFiniteError, SuiteError
+from mtrl.envs import layers
+from mtrl.envs.protocol import NotFiniteError, SuiteError, shown, whole
 
 Env = gym.Env[Any, Any]
+
+_IN_USE: weakref.WeakValueDictionary[int, TaskEnv] = weakref.WeakValueDictionary()
+"""Innermost env, by its id, and the task that steps it."""
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,54 +42,48 @@ class TaskSpec:
     evaluation: bool
 
     def build(self) -> TaskEnv:
-        """The env. Raises `SuiteError` when its spaces are not 1-D boxes or its actions are unbounded."""
+        """The env. Raises `SuiteError` when it is none, is another task's too, or its spaces don't fit a suite."""
         return TaskEnv(self)
 
 
 class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
     """One task: float32 observations that end with the task's one-hot, actions in [-1, 1], a time limit.
 
-    An action outside of [-1, 1] is clipped, and what reaches the env lies in its own box.
-
     Observation `[D + T]`, action `[A]`. An env that has `draw_goals(num_goals, seed) -> [num_goals, ·]` and
-    `set_goal(goal)`, itself or inside wrappers, is given one of its goals before every reset: a random one, or, in
-    evaluation, the next. `reset(options={"goal": k})` asks for goal k; in evaluation the order goes on from there.
-    Ignored without goals.
+    `set_goal(goal)`, itself or inside wrappers, is given one of its goals before every reset: a random one, or,
+    in evaluation, the next. `reset(options={"goal": k})` asks for goal k; in evaluation the order goes on from
+    there. Ignored without goals.
 
-    Info of every step: `success` (now; none where the env tells none), `is_success` (so far in this episode; none
-    until the env tells one), `goal` (index, -1 without goals); of the last step of an episode: `episode` with its
-    return `r` and its length `l`. An env tells its success as `success`, or `is_success`: a bool, 0 or 1 of any
-    library.
+    Info of every step: `success` (now), `is_success` (so far in this episode), `goal` (index, -1 without
+    goals); of the last step of an episode: `episode` with its return `r` and its length `l`. The env tells
+    success as `success`, or else as `is_success`, of any kind that is true, false, 0 or 1. Where it tells none,
+    `success` is None, and `is_success` is None until a step of the episode tells one; a warning says so once.
 
-    Raises `NotFiniteError` when the env returns a non-finite observation or reward, `SuiteError` when it returns what
-    is no observation of its space, no reward, no success, or no step at all.
+    Raises `NotFiniteError` when the env returns a non-finite observation or reward, `SuiteError` when it returns
+    anything else that it may not; both name the task, the value and the step.
     """
 
     def __init__(self, spec: TaskSpec) -> None:
-        env = spec.make()
-        if not isinstance(env, gym.Env):
-            raise SuiteError(
-                f"task {spec.name}: its maker returned {type(env).__name__}, not a gymnasium env"
-            )
-        super().__init__(env)
         self.name = spec.name
-        owner = _OWNERS.get(id(env.unwrapped))
-        if owner is not None and owner.unwrapped is env.unwrapped:
+        env = _make(spec)
+        super().__init__(env)
+        other = _IN_USE.setdefault(id(env.unwrapped), self)
+        if other is not self:
             raise SuiteError(
-                f"task {spec.name}: its env object is in use by task {owner.name} already; a maker makes a new "
-                "env at every call"
+                f"task {spec.name}: its env is the same object as that of task {other.name}, whose state it would "
+                "share; make an env of its own for each task, in training and in evaluation"
             )
-        _OWNERS[id(env.unwrapped)] = self
         box, actions = env.observation_space, env.action_space
-        if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1:
-            raise SuiteError(f"task {spec.name}: its observation space {box} is not a 1-D Box")
+        if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or box.dtype.kind not in "fiub":
+            raise SuiteError(
+                f"task {spec.name}: its observation space {box} is not a 1-D Box of real numbers"
+            )
         if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1 or not actions.is_bounded():
             raise SuiteError(f"task {spec.name}: its action space {actions} is not a bounded 1-D Box")
-        if not np.issubdtype(actions.dtype, np.floating):
-            raise SuiteError(
-                f"task {spec.name}: its action space {actions} holds whole numbers, not real ones"
-            )
+        if actions.dtype.kind != "f":
+            raise SuiteError(f"task {spec.name}: its action space {actions} is not of floating-point numbers")
         self._size = box.shape[0]
+        self._shape = box.shape
         self._template = np.zeros(self._size + spec.num_tasks, np.float32)
         self._template[self._size + spec.index] = 1.0
         one_hot = np.zeros(spec.num_tasks), np.ones(spec.num_tasks)
@@ -92,18 +93,23 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
             dtype=np.float32,
         )
         self.action_space = gym.spaces.Box(-1.0, 1.0, actions.shape, np.float32)
-        self._shape = box.shape
         self._action_low, self._action_high = actions.low, actions.high
-        self._action_half = (actions.high.astype(np.float64) - actions.low) / 2
+        self._action_half = actions.high / 2 - actions.low / 2  # the difference may be too large a number
+        self._action_dtype = actions.dtype
         self._rescales = bool(np.any(actions.low != -1.0) or np.any(actions.high != 1.0))
+        self._converts = self._rescales or actions.dtype != np.float32
         self._horizon = spec.horizon
         self._sequential = spec.evaluation
 
         tag = zlib.crc32(spec.name.encode())
-        self._goals: NDArray[np.float64] | None = None
-        draw_goals, self._set_goal = find(env, "draw_goals"), find(env, "set_goal")
-        if draw_goals is not None and self._set_goal is not None:
-            self._goals = draw_goals(spec.num_goals, (spec.goal_seed, tag))
+        self._goals: NDArray[Any] | None = None
+        self._goal_env = layers.find(env, "draw_goals", "set_goal")
+        if self._goal_env is not None:
+            self._goals = np.asarray(self._goal_env.draw_goals(spec.num_goals, (spec.goal_seed, tag)))
+            if self._goals.ndim == 0 or len(self._goals) == 0:
+                raise SuiteError(
+                    f"task {spec.name}: draw_goals returned {shown(self._goals)}, which is no goals"
+                )
         own = np.random.SeedSequence((spec.seed, tag, 1 + spec.evaluation))
         self._rng = np.random.default_rng(own)
         self._first_seed: int | None = int(own.generate_state(1)[0])
@@ -111,6 +117,7 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         self._steps = 0
         self._return = 0.0
         self._success: bool | None = None
+        self._told_silence = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -126,61 +133,96 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         wanted = rest.pop("goal", None)
         if self._goals is not None:
             self._goal = self._next_goal(wanted)
-            self._set_goal(self._goals[self._goal])
-        started = self.env.reset(seed=seed, options=rest or None)
-        if not isinstance(started, tuple) or len(started) != 2 or not isinstance(started[1], dict):
-            raise SuiteError(f"task {self.name}: a reset returns an observation and an info, as gymnasium's")
+            self._goal_env.set_goal(self._goals[self._goal].copy())
         self._steps = 0
         self._return = 0.0
         self._success = None
-        return self._complete(started[0]), {**started[1], "goal": self._goal}
+        started = self.env.reset(seed=seed, options=rest or None)
+        if not isinstance(started, tuple) or len(started) != 2:
+            raise SuiteError(
+                f"task {self.name}: its reset returned {shown(started)}, not (observation, info)"
+            )
+        observation, info = started
+        if not isinstance(info, Mapping):
+            raise self._refusal("info", info, "a dict")
+        return self._complete(observation), {**info, "goal": self._goal}
 
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """One control step: observation `[D + T]`, reward, terminated, truncated, info."""
-        action = action.clip(-1.0, 1.0)  # a copy: what the env does to it is its own affair
-        if self._rescales:
-            own = self._action_low + (action + 1.0) * self._action_half
-            action = own.astype(self._action_low.dtype).clip(self._action_low, self._action_high)
+        """One control step: observation `[D + T]`, reward, terminated, truncated, info.
+
+        The env gets the action in its own box and dtype, and may change it in place.
+        """
+        if self._converts:
+            action = action.astype(self._action_dtype)
+            if self._rescales:
+                # Rounding may leave the box by a last digit.
+                scaled = self._action_low + (action + 1) * self._action_half
+                action = scaled.clip(self._action_low, self._action_high)
         stepped = self.env.step(action)
         self._steps += 1
-        if not isinstance(stepped, tuple) or len(stepped) != 5 or not isinstance(stepped[4], dict):
-            raise SuiteError(
-                f"task {self.name}: a step returns an observation, a reward, terminated, truncated and an info, "
-                "as gymnasium's"
-            )
-        observation, reward, terminated, truncated, info = stepped
+        try:
+            observation, reward, terminated, truncated, info = stepped
+        except (TypeError, ValueError):
+            raise self._refusal(
+                "what step returned", stepped, "(observation, reward, terminated, truncated, info)"
+            ) from None
         complete = self._complete(observation)
-        reward = self._number(reward)
+        reward = float(reward) if isinstance(reward, float) else self._number(reward)
+        if not -_LARGEST <= reward <= _LARGEST:
+            raise NotFiniteError(
+                f"task {self.name}: the reward is {reward} at step {self._steps} of the episode"
+            )
         self._return += reward
+        if type(terminated) is not bool:
+            terminated = self._truth("terminated", terminated)
+        if type(truncated) is not bool:
+            truncated = self._truth("truncated", truncated)
+        if not isinstance(info, Mapping):
+            raise self._refusal("info", info, "a dict")
         info = dict(info)
-        success = None
-        if "success" in info or "is_success" in info:
-            success = self._told(info["success"] if "success" in info else info["is_success"])
+        success: bool | None = None
+        if "success" in info:
+            success = self._truth("success", info["success"])
+        elif "is_success" in info:
+            success = self._truth("is_success", info["is_success"])
+        elif not self._told_silence:
+            self._told_silence = True
+            warnings.warn(
+                f"task {self.name}: the info of its step has neither success nor is_success; "
+                "where none comes in an episode, its success is not known, and not counted as 0",
+                stacklevel=2,
+            )
+        if success is not None:
             self._success = success or bool(self._success)
         info["success"] = success
         info["is_success"] = self._success
         info["goal"] = self._goal
-        truncated = bool(truncated) or self._steps == self._horizon
+        truncated = truncated or self._steps == self._horizon
         if terminated or truncated:
             info["episode"] = {"r": self._return, "l": self._steps}
-        return complete, reward, bool(terminated), truncated, info
+        return complete, reward, terminated, truncated, info
 
     def close(self) -> None:
-        """Close the env, which may then serve another task."""
-        _OWNERS.pop(id(self.unwrapped), None)
+        """Close the env, which may then be given to another suite."""
+        if _IN_USE.get(id(self.env.unwrapped)) is self:
+            del _IN_USE[id(self.env.unwrapped)]
         super().close()
 
     def get_state(self) -> dict[str, Any]:
         """All that an episode changes, as plain data: from here on a copy goes on bit for bit.
 
-        Numbers, strings, None, arrays, and lists and dicts of them. Raises `SuiteError` when the env has no
-        `get_state` and `set_state`, itself or inside wrappers, or a wrapper's own state is no plain data.
+        Numbers, strings, None, arrays, and lists and dicts of them. Wrappers around the env are saved with it.
+        Raises `SuiteError` when neither the env nor a wrapper has `get_state` and `set_state`, or when a wrapper
+        around it holds what cannot be saved.
         """
+        with self._named():
+            state, around = layers.capture(self.env)
         return {
             "task": self.name,
-            "env": get_state(self.env, self.name),
+            "env": state,
+            **({"wrappers": around} if around else {}),
             "generator": self._rng.bit_generator.state,
             "first_seed": self._first_seed,
             "goal": self._goal,
@@ -193,7 +235,8 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         """Go on from what `get_state` of the same task returned. Raises `SuiteError` for another task's."""
         if state["task"] != self.name:
             raise SuiteError(f"task {self.name}: the state is of task {state['task']}")
-        set_state(self.env, self.name, state["env"])
+        with self._named():
+            layers.restore(self.env, state["env"], state.get("wrappers", []))
         self._rng.bit_generator.state = state["generator"]
         self._first_seed = state["first_seed"]
         self._goal = state["goal"]
@@ -201,27 +244,34 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         self._return = state["return"]
         self._success = state["success"]
 
-    def _next_goal(self, wanted: object) -> int:
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except SuiteError as error:
+            raise SuiteError(f"task {self.name}: {error}") from None
+
+    def _next_goal(self, wanted: Any) -> int:
         assert self._goals is not None
         count = len(self._goals)
         if wanted is not None:
-            if not isinstance(wanted, (int, np.integer)) or not 0 <= wanted < count:
-                raise SuiteError(f"task {self.name}: goal {wanted!r} is not one of 0 to {count - 1}")
-            return int(wanted)
+            with self._named():
+                return whole("goal", wanted, 0, count - 1)
         if self._sequential:
             return (self._goal + 1) % count
         return int(self._rng.integers(count))
 
-    def _complete(self, observation: NDArray[Any]) -> NDArray[np.float32]:
+    def _complete(self, observation: Any) -> NDArray[np.float32]:
         """The observation `[D + T]` of the env's own `[D]`."""
-        observation = np.asarray(observation)
-        if observation.shape != self._shape or observation.dtype.kind not in "fiub":
-            raise SuiteError(
-                f"task {self.name}: an observation of shape {observation.shape} and type {observation.dtype} at step "
-                f"{self._steps} of the episode; its space has {self._shape[0]} real numbers"
-            )
+        array = observation
+        if type(array) is not np.ndarray:
+            with contextlib.suppress(Exception):  # ragged lists, tensors of another device
+                array = np.asarray(observation)
+        if getattr(array, "shape", None) != self._shape or array.dtype.kind not in "fiub":
+            kind = f"of shape {array.shape} and type {array.dtype}" if isinstance(array, np.ndarray) else ""
+            raise self._refusal("the observation", observation, f"[{self._size}] of real numbers", kind)
         complete = self._template.copy()
-        complete[: self._size] = observation
+        complete[: self._size] = array
         if not np.isfinite(complete).all():
             where = np.flatnonzero(~np.isfinite(complete)).tolist()
             step = f"step {self._steps} of the episode"
@@ -231,42 +281,54 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         return complete
 
     def _number(self, reward: Any) -> float:
-        """A reward as a float."""
-        if type(reward) is not float:
-            value = _scalar(reward)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise SuiteError(
-                    f"task {self.name}: the reward is {reward!r} at step {self._steps} of the episode, not a number"
-                )
-            reward = float(value)
-        if not math.isfinite(reward):
-            raise NotFiniteError(
-                f"task {self.name}: the reward is {reward} at step {self._steps} of the episode"
-            )
-        return float(reward)
+        """A reward as a float: a real number of any library, without axes."""
+        scalar = _scalar(reward) if getattr(reward, "shape", ()) == () else reward
+        if not isinstance(scalar, numbers.Real):
+            raise self._refusal("the reward", reward, "a real number")
+        try:
+            return float(scalar)
+        except OverflowError:
+            return math.inf
 
-    def _told(self, success: Any) -> bool:
-        """What an env tells as its success, as a bool."""
-        if type(success) is bool:
-            return success
-        value = _scalar(success)
-        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
-            raise SuiteError(
-                f"task {self.name}: success is {success!r} at step {self._steps} of the episode; it must be a bool, "
-                "0 or 1"
-            )
-        return bool(value)
+    def _truth(self, key: str, value: Any) -> bool:
+        """True or false of any library, or 0 or 1."""
+        if type(value) is bool:
+            return value
+        scalar = value if type(value) is float else _scalar(value)
+        if not isinstance(scalar, numbers.Real) or scalar not in (0, 1):
+            raise self._refusal(key, value, "true or false, or 1 or 0")
+        return bool(scalar)
+
+    def _refusal(self, what: str, value: object, valid: str, kind: str = "") -> SuiteError:
+        step = f"step {self._steps} of the episode"
+        return SuiteError(
+            f"task {self.name}: {what} is {shown(value)}{kind and f', {kind},'} at {step}; it must be {valid}"
+        )
 
 
-_OWNERS: weakref.WeakValueDictionary[int, TaskEnv] = weakref.WeakValueDictionary()
-"""By the id of an env without its wrappers the task that it is in use for."""
+def _make(spec: TaskSpec) -> Env:
+    """The env of a task, if what makes it does. Raises `SuiteError` else."""
+    make: Any = spec.make
+    takes_none = callable(make)
+    if takes_none:
+        with contextlib.suppress(ValueError):  # some builtins tell nothing of what they take
+            try:
+                inspect.signature(make).bind()
+            except TypeError:
+                takes_none = False
+    if not takes_none:
+        raise SuiteError(
+            f"task {spec.name}: {shown(make)} is not a function that makes an env from no arguments"
+        )
+    env = make()
+    if not isinstance(env, gym.Env):
+        raise SuiteError(f"task {spec.name}: its function made {shown(env)}, which is not a gymnasium Env")
+    return env
 
 
 def _scalar(value: Any) -> Any:
-    """The Python number in a number, array or tensor of one element, of any library; anything else as it is."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "item"):
-        return value
-    try:
-        return value.item()
-    except (TypeError, ValueError, RuntimeError):
-        return value
+    """The Python number in an array or tensor of one element, of any library; anything else as it is."""
+    if not isinstance(value, numbers.Number) or isinstance(value, np.generic):
+        with contextlib.suppress(Exception):  # of more elements, say
+            return value.item()
+    return value

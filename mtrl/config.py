@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -29,6 +30,20 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """``, did you mean 'x'?`` with the nearest valid name, or nothing."""
     close = difflib.get_close_matches(name, list(valid), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+def whole(key: str, value: Any, low: int) -> int:
+    """The value as an int; whole numbers of any library are one, bools are not.
+
+    Raises:
+        ConfigError: it is none, or below ``low``.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    _check(not isinstance(value, bool) and number >= low, key, value, f"a whole number >= {low}")
+    return number
 
 
 def _check(condition: object, key: str, value: object, valid: str) -> None:

@@ -10,13 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import norm
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from mtrl.config import ConfigError
+from mtrl.config import ConfigError, whole
 
 Array = npt.NDArray[Any]
 CONFIDENCE = 0.95
-MOST_STEPS = 100_000  # of an episode, before its env counts as one that never ends it
+MOST_STEPS = 50_000
+"""Of an episode whose end nothing promises; a hundred of Meta-World's."""
 
 
 class Predicts(Protocol):
@@ -32,8 +33,9 @@ class TaskScores:
     """The episodes of one task, each array ``[episodes]``.
 
     Attributes:
-        success: reached at any step; the field's usual definition for Meta-World. NaN where no episode told it.
-        success_at_end: held in the last step; NaN likewise.
+        success: reached at any step; the field's usual definition for Meta-World. All NaN where no episode of
+            the task told any; where some did, those that told none count as 0.
+        success_at_end: held in the last step.
         returns: undiscounted sum of raw rewards.
         steps_to_success: environment steps until first success; NaN without.
     """
@@ -43,23 +45,22 @@ class TaskScores:
     returns: Array
     steps_to_success: Array
 
+    @property
+    def told(self) -> bool:
+        """Whether the env tells success at all."""
+        return not np.isnan(self.success).any()
+
     def to_dict(self) -> dict[str, Any]:
         n, told = len(self.success), self.told
+        reached = told and self.success.any()
         return {
             "success": float(self.success.mean()) if told else None,
             "success_at_end": float(self.success_at_end.mean()) if told else None,
-            "ci": wilson_interval(float(self.success.mean()), n) if n > 1 and told else None,
+            "ci": wilson_interval(float(self.success.mean()), n) if told and n > 1 else None,
             "return": float(self.returns.mean()),
-            "steps_to_success": (
-                float(np.nanmean(self.steps_to_success)) if told and self.success.any() else None
-            ),
+            "steps_to_success": float(np.nanmean(self.steps_to_success)) if reached else None,
             "episodes": n,
         }
-
-    @property
-    def told(self) -> bool:
-        """Whether the env told its success in any episode."""
-        return not np.isnan(self.success).any()
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,22 @@ class Scores:
 
     @property
     def mean_success(self) -> float:
-        """Mean over tasks of the share of successful episodes; NaN where a task never tells its success."""
+        """Mean over tasks of the share of successful episodes; NaN where a task tells no success."""
         return float(np.mean([scores.success.mean() for scores in self.tasks.values()]))
 
     @property
-    def mean_return(self) -> float:
-        return float(np.mean([scores.returns.mean() for scores in self.tasks.values()]))
+    def told(self) -> bool:
+        """Whether every task's env tells success."""
+        return all(scores.told for scores in self.tasks.values())
 
     @property
     def silent(self) -> list[str]:
         """The tasks that never tell their success."""
         return [name for name, scores in self.tasks.items() if not scores.told]
+
+    @property
+    def mean_return(self) -> float:
+        return float(np.mean([scores.returns.mean() for scores in self.tasks.values()]))
 
     def mean_success_interval(self) -> list[float] | None:
         """95 % interval of the mean over these tasks, the goals being a sample of each one's.
@@ -95,7 +101,7 @@ class Scores:
         None with one episode per task: the score is exact for that one goal.
         """
         outcomes = [scores.success for scores in self.tasks.values()]
-        if min(len(o) for o in outcomes) < 2 or self.silent:
+        if min(len(o) for o in outcomes) < 2 or not self.told:
             return None
         episodes = np.array([len(o) for o in outcomes])
         rates = np.array([o.mean() for o in outcomes])
@@ -105,10 +111,10 @@ class Scores:
         return wilson_interval(rates.mean(), mean * (1 - mean) / variance)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: ``mean_success``, ``mean_success_ci``, ``tasks`` by name."""
+        """JSON-able: ``mean_success``, ``mean_success_ci`` (None where not all tell it), ``tasks`` by name."""
         return {
-            "mean_success": None if self.silent else self.mean_success,
-            "mean_success_ci": self.mean_success_interval(),
+            "mean_success": self.mean_success if self.told else None,
+            "mean_success_ci": self.mean_success_interval() if self.told else None,
             "tasks": {name: scores.to_dict() for name, scores in self.tasks.items()},
         }
 
@@ -126,20 +132,21 @@ def evaluate(
 ) -> Scores:
     """Run ``episodes`` deterministic episodes of every task, from the first goal on.
 
-    A policy that tells its ``task_names`` meets each task under its own name, whatever the order of ``envs``.
-
     Args:
-        policy: sees observations ``[T, D + T]``.
+        policy: sees observations ``[T, D + T]``; tasks that it knows in another order are given to it in that.
         envs: one environment per task, made for evaluation, so that successive episodes take the goals
-            in order. Its infos tell ``success`` (this step) and ``is_success`` (so far).
+            in order. Its infos tell ``success`` (this step) and ``is_success`` (so far), or None.
         episodes: per task.
-        task_names: T names, in the order of ``envs``; needed where ``envs`` has none.
+        task_names: T names, in the order of ``envs``; needed where these have none.
 
     Raises:
-        ConfigError: the names of policy, envs and argument contradict, or an episode does not end.
+        ConfigError: the names contradict those of the envs or of the policy, the rewards are normalized, or an
+            episode does not end.
     """
-    names = names_of(envs, task_names)
-    order = order_of(getattr(policy, "task_names", None), names)
+    episodes = whole("episodes", episodes, 1)
+    task_names = names_of(envs) or () if task_names is None else task_names
+    order = task_order(policy, envs, task_names)
+    limit = getattr(envs, "horizon", None) or MOST_STEPS
     tasks = range(envs.num_envs)
     records: list[list[tuple[float, float, float, float]]] = [[] for _ in tasks]
     returns, steps = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=int)
@@ -149,8 +156,8 @@ def evaluate(
     while any(len(record) < episodes for record in records):
         assert isinstance(observations, np.ndarray)
         if order is not None:
-            own = observations.shape[1] - len(order)
-            observations = np.concatenate((observations[:, :own], observations[:, own:][:, order]), axis=1)
+            size = observations.shape[1] - envs.num_envs
+            observations = np.hstack([observations[:, :size], observations[:, size:][:, order]])
         actions, _ = policy.predict(observations, deterministic=True)
         observations, rewards, dones, infos = envs.step(actions)
         returns += rewards
@@ -161,56 +168,59 @@ def evaluate(
                 first_success[t] = steps[t]
             if dones[t]:
                 if len(records[t]) < episodes:
-                    at_end = infos[t].get("success")
-                    records[t].append((number(success), number(at_end), returns[t], first_success[t]))
+                    told = [
+                        np.nan if flag is None else float(flag) for flag in (success, infos[t].get("success"))
+                    ]
+                    records[t].append((told[0], told[1], float(returns[t]), float(first_success[t])))
                 returns[t], steps[t], first_success[t] = 0, 0, np.nan
-            elif steps[t] >= MOST_STEPS and len(records[t]) < episodes:
+            elif steps[t] >= limit and len(records[t]) < episodes:
                 raise ConfigError(
-                    f"task {names[t]}: an episode has not ended after {MOST_STEPS} steps; give make_suite a horizon"
+                    f"task {task_names[t]}: an episode has not ended after {steps[t]} steps, and could not be "
+                    "evaluated; give make_suite a horizon, or the env a time limit"
                 )
-    columns = [[np.asarray(column, float) for column in zip(*record, strict=True)] for record in records]
-    return Scores({name: task_scores(*columns[t]) for t, name in enumerate(names)})
+    return Scores({name: _scores(record) for name, record in zip(task_names, records, strict=True)})
 
 
-def number(success: bool | None) -> float:
-    """1 or 0, NaN for what was not told."""
-    return float("nan") if success is None else float(success)
-
-
-def task_scores(success: Array, at_end: Array, returns: Array, first_success: Array) -> TaskScores:
-    """An env that tells its success in some episodes had none in the others; one that never does is unknown."""
+def _scores(record: list[tuple[float, float, float, float]]) -> TaskScores:
+    success, at_end, returns, first = (np.asarray(column) for column in zip(*record, strict=True))
     if not np.isnan(success).all():
         success, at_end = np.nan_to_num(success), np.nan_to_num(at_end)
-    return TaskScores(success, at_end, returns, first_success)
+    return TaskScores(success, at_end, returns, first)
 
 
-def names_of(envs: VecEnv, given: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of the tasks of ``envs``, its own or the given ones.
+def task_order(policy: object, envs: VecEnv, task_names: Sequence[str]) -> list[int] | None:
+    """The positions in ``envs`` of the policy's tasks, in its order; None where the order is the same.
 
     Raises:
-        ConfigError: there are none, not one for each env, twice the same, or others than its own.
+        ConfigError: the names are not those of the envs, or not those of the policy, where these carry names;
+            or a wrapper normalizes the rewards, or goes on learning to normalize.
     """
-    own = getattr(envs, "task_names", None)
-    names = tuple(given if given is not None else own or ())
-    if own is not None and names != tuple(own):
-        raise ConfigError(f"task_names: {', '.join(names)} are not those of the envs ({', '.join(own)})")
+    names, carried, known = tuple(task_names), names_of(envs), names_of(policy)
     if len(names) != envs.num_envs or len(set(names)) != len(names):
         raise ConfigError(
-            f"task_names: {', '.join(names) or 'none'}: {envs.num_envs} envs need one name each"
+            f"task_names: {listed(names)} are not {envs.num_envs} different names, one for each env"
         )
-    return names
-
-
-def order_of(policy: Sequence[str] | None, envs: Sequence[str]) -> list[int] | None:
-    """Where the policy's tasks stand among those of the envs; None where the order is the same, or not known.
-
-    Raises:
-        ConfigError: they are not the same tasks.
-    """
-    if policy is None or tuple(policy) == tuple(envs):
-        return None
-    if sorted(policy) != sorted(envs):
+    if carried is not None and carried != names:
+        raise ConfigError(f"task_names: {listed(names)} are not those of the envs, {listed(carried)}")
+    if known is not None and sorted(known) != sorted(names):
+        raise ConfigError(f"tasks: the policy knows {listed(known)}, and the envs are {listed(names)}")
+    normalized = unwrap_vec_normalize(envs)
+    if normalized is not None and (normalized.norm_reward or normalized.training):
         raise ConfigError(
-            f"tasks: the policy's ({', '.join(policy)}) are not those of the envs ({', '.join(envs)})"
+            "envs: a VecNormalize around them scales the rewards or goes on learning; "
+            "set its norm_reward and training to False"
         )
-    return [list(envs).index(name) for name in policy]
+    return None if known in (None, names) else [names.index(name) for name in known or ()]
+
+
+def names_of(holder: object) -> tuple[str, ...] | None:
+    """The names of the tasks that a policy, an agent, a trainer or a suite carries; None for none."""
+    for part in (holder, getattr(holder, "policy", None)):
+        names = getattr(part, "task_names", None)
+        if names is not None:
+            return tuple(names)
+    return None
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(map(str, names))

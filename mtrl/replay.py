@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mtrl.config import ConfigError
+from mtrl.config import ConfigError, nearest, whole
 from mtrl.streams import stream
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -60,13 +62,12 @@ class TaskReplay:
         sampling: Literal["balanced", "uniform"] = "balanced", seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
-        for name, value in (
-            ("num_tasks", num_tasks), ("replay.capacity", capacity), ("obs_dim", obs_dim), ("action_dim", action_dim),
-        ):  # fmt: skip
-            if not value >= 1:
-                raise ConfigError(f"{name}: {value!r} is not valid; it must be >= 1")
-        if sampling not in ("balanced", "uniform"):
-            raise ConfigError(f"replay.sampling: {sampling!r} is not valid; it must be balanced or uniform")
+        num_tasks, capacity = whole("num_tasks", num_tasks, 1), whole("capacity", capacity, 1)
+        obs_dim, action_dim = whole("obs_dim", obs_dim, 1), whole("action_dim", action_dim, 1)
+        kinds = ("balanced", "uniform")
+        if not isinstance(sampling, str) or sampling not in kinds:
+            near = nearest(str(sampling), kinds)
+            raise ConfigError(f"sampling: {sampling!r} is not valid; it must be one of {kinds}{near}")
         self.num_tasks, self.capacity, self.sampling = num_tasks, capacity, sampling
         self.device = torch.device(device)
         widths = {"obs": obs_dim, "actions": action_dim, "rewards": 1, "next_obs": obs_dim, "terminated": 1}
@@ -84,7 +85,7 @@ class TaskReplay:
             for name, width in widths.items()
         }
         self.added = 0
-        self.generator = torch.Generator(self.device).manual_seed(stream(seed, "replay"))
+        self.generator = torch.Generator(self.device).manual_seed(stream(whole("seed", seed, 0), "replay"))
         self._first_row = torch.arange(num_tasks, device=self.device).unsqueeze(1) * capacity
 
     @property
@@ -117,7 +118,9 @@ class TaskReplay:
 
         Raises:
             ValueError: nothing was added yet.
+            ConfigError: no such number of rows can be drawn.
         """
+        self.require_rows(batch_size)
         if self.size == 0:
             raise ValueError("the replay buffer is empty")
         if self.sampling == "balanced":
@@ -127,6 +130,19 @@ class TaskReplay:
         longest = int(counts.max())
         weight = (torch.arange(longest, device=self.device) < counts.unsqueeze(1)).float()
         return self._rows(self._draw(self.size, (self.num_tasks, longest)), weight)
+
+    def require_rows(self, batch_size: float) -> None:
+        """Raises :class:`ConfigError` unless :meth:`sample` can draw ``batch_size`` rows per task."""
+        fits = isinstance(batch_size, Real) and not isinstance(batch_size, bool) and math.isfinite(batch_size)
+        whole_number = fits and batch_size == int(batch_size)
+        if self.sampling == "balanced" and not whole_number:
+            raise ConfigError(
+                f"batch_size: {batch_size!r} is not valid; with balanced sampling it must be a whole number >= 1"
+            )
+        if not fits or round(self.num_tasks * batch_size) < 1:
+            raise ConfigError(
+                f"batch_size: {batch_size!r} is not valid; it must leave at least one row in all"
+            )
 
     def _draw(self, high: int, shape: tuple[int, ...]) -> Tensor:
         return torch.randint(high, shape, generator=self.generator, device=self.device)

@@ -12,13 +12,16 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from mtrl.config import ConfigError
+from mtrl.config import ConfigError, whole
 from mtrl.conflict import Conflict
+from mtrl.evaluate import listed, names_of
 from mtrl.replay import TaskReplay
 from mtrl.run.checkpoint import with_arrays
 from mtrl.sac import MTSAC
+
+Callback = BaseCallback | Callable[[dict[str, Any], dict[str, Any]], bool | None]
 
 
 class Trainer:
@@ -36,7 +39,8 @@ class Trainer:
         diagnostics_every: updates between conflict measurements; 0 is never.
 
     Raises:
-        ConfigError: the envs have other tasks than the agent, or in another order.
+        ConfigError: a number is out of range, agent, envs and replay are not of the same tasks, in the same
+            order, and sizes, or a VecNormalize is around the envs.
     """
 
     def __init__(
@@ -44,16 +48,15 @@ class Trainer:
         batch_size: float = 64, warmup_steps: int = 1000, updates_per_step: int = 1, diagnostics_every: int = 0,
         warmup_updates: int = 0,
     ) -> None:  # fmt: skip
-        names = getattr(envs, "task_names", None)
-        if envs.num_envs != agent.num_tasks or (names is not None and tuple(names) != agent.task_names):
-            raise ConfigError(
-                f"envs: their tasks ({', '.join(names or [str(envs.num_envs)])}) are not the agent's in its order "
-                f"({', '.join(agent.task_names)})"
-            )
         self.agent, self.envs, self.replay_buffer = agent, envs, replay
         self.logger = logger or Logger(None, [])
-        self.batch_size, self.warmup_steps, self.warmup_updates = batch_size, warmup_steps, warmup_updates
-        self.updates_per_step, self.diagnostics_every = updates_per_step, diagnostics_every
+        self._require_fit()
+        replay.require_rows(batch_size)
+        self.batch_size = batch_size
+        self.warmup_steps = whole("warmup_steps", warmup_steps, 0)
+        self.warmup_updates = whole("warmup_updates", warmup_updates, 0)
+        self.updates_per_step = whole("updates_per_step", updates_per_step, 0)
+        self.diagnostics_every = whole("diagnostics_every", diagnostics_every, 0)
         self.num_timesteps = 0
         self.num_updates = 0
         # asked after each update of the burst: False stops there, and a resumed run goes on in its middle
@@ -63,22 +66,56 @@ class Trainer:
         self.began = time.perf_counter()  # perf_counter() minus the seconds trained so far
         self.observations: npt.NDArray[Any] | None = None
 
-    def learn(
-        self, total_timesteps: int,
-        callback: BaseCallback | Sequence[BaseCallback] | Callable[[Any, Any], bool] | None = None,
-    ) -> Trainer:  # fmt: skip
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return self.agent.policy.task_names
+
+    def _require_fit(self) -> None:
+        """Raise unless agent, envs and replay are of the same tasks and sizes."""
+        policy, envs, names = self.agent.policy, self.envs, self.task_names
+        if len(set(names)) != len(names):
+            raise ConfigError(f"tasks: {listed(names)} are not different names")
+        known = names_of(envs)
+        if known not in (None, names):
+            raise ConfigError(
+                f"tasks: the agent's are {listed(names)}, those of the envs {listed(known or ())}"
+            )
+        if unwrap_vec_normalize(envs) is not None:
+            raise ConfigError(
+                "envs: a VecNormalize around them would scale the one-hot and the stored rewards; "
+                "leave it out (agent.reward_scale scales rewards when they are sampled)"
+            )
+        data = self.replay_buffer.data
+        sizes = {
+            "agent": (len(names), policy.obs_dim, policy.action_dim),
+            "envs": (
+                envs.num_envs, (envs.observation_space.shape or (0,))[0] - envs.num_envs,
+                (envs.action_space.shape or (0,))[0],
+            ),
+            "replay": (self.replay_buffer.num_tasks, data["obs"].shape[-1], data["actions"].shape[-1]),
+        }  # fmt: skip
+        if len(set(sizes.values())) > 1:
+            told = "; ".join(f"{name} {t}, {d}, {a}" for name, (t, d, a) in sizes.items())
+            raise ConfigError(f"tasks, numbers per observation and per action differ: {told}")
+
+    def learn(self, total_timesteps: int, callback: Callback | Sequence[Callback] | None = None) -> Trainer:
         """Train until ``total_timesteps`` transitions in all (T per vector step), or a callback says no.
 
+        A plain function ``f(locals, globals)`` is a callback too, which ends the training by returning False.
+
         Raises:
-            ConfigError: observations do not end with the tasks' one-hots, as when a wrapper scales them.
+            ConfigError: a callback is none, or the observations do not end with the tasks' one-hot.
         """
-        if callable(callback) and not isinstance(callback, BaseCallback):
-            callback = ConvertCallback(callback)
-        callback = callback if isinstance(callback, BaseCallback) else CallbackList(list(callback or ()))
+        total_timesteps = whole("total_timesteps", total_timesteps, 0)
+        callback = as_callback(callback)
         callback.init_callback(self)  # type: ignore[arg-type]
         if self.observations is None:
             self.observations = self.envs.reset()  # type: ignore[assignment]
-        self._require_one_hots()
+        assert self.observations is not None
+        if not np.array_equal(self.observations[:, self.agent.policy.obs_dim :], np.eye(self.envs.num_envs)):
+            raise ConfigError(
+                "envs: row t of the observations must end with task t's one-hot; does a wrapper change it?"
+            )
         callback.on_training_start(locals(), globals())
         callback.on_rollout_start()
         clock = time.perf_counter
@@ -110,16 +147,6 @@ class Trainer:
         callback.on_rollout_end()
         callback.on_training_end()
         return self
-
-    def _require_one_hots(self) -> None:
-        assert self.observations is not None
-        tasks, size = self.envs.num_envs, self.agent.policy.obs_dim
-        shape = self.observations.shape
-        if shape != (tasks, size + tasks) or not (self.observations[:, size:] == np.eye(tasks)).all():
-            raise ConfigError(
-                f"envs: observations of shape {shape} do not end with the one-hots of {tasks} tasks; nothing may "
-                "scale or stack them (VecNormalize does): the agent scales rewards itself"
-            )
 
     def keep_time(self) -> None:
         """Bring ``seconds["total"]`` up to now."""
@@ -165,12 +192,12 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a loaded checkpoint's :meth:`state_dict`."""
+        self.envs.set_state(with_arrays(state["envs"]))  # type: ignore[attr-defined]  # first: it knows its tasks
         self.num_timesteps, self.num_updates = state["num_timesteps"], state["num_updates"]
         self.seconds = state["seconds"]
         self.observations = state["observations"].numpy()
         self.metrics = {k: Conflict(*v) if isinstance(v, list) else v for k, v in state["metrics"].items()}
         self.agent.load_state_dict(state["agent"])
-        self.envs.set_state(with_arrays(state["envs"]))  # type: ignore[attr-defined]
 
     def predict(
         self,
@@ -198,3 +225,19 @@ class Trainer:
 
     def dump_logs(self) -> None:
         self.logger.dump(self.num_timesteps)
+
+
+def as_callback(callback: Callback | Sequence[Callback] | None) -> BaseCallback:
+    """One callback of what :meth:`Trainer.learn` takes.
+
+    Raises:
+        ConfigError: it is neither a callback, nor a function, nor several of them.
+    """
+    if isinstance(callback, BaseCallback):
+        return callback
+    if callback is None or isinstance(callback, list | tuple):
+        return CallbackList([as_callback(one) for one in callback or ()])
+    if not callable(callback):
+        raise ConfigError(f"callback: {callback!r} is neither a callback nor a function")
+    function = callback
+    return ConvertCallback(lambda local, world: function(local, world) is not False)

@@ -42,11 +42,10 @@ def make_agent() -> Callable[..., MTSAC]:
             temperature=TemperatureConfig(**(temperature or {})),
             **{"reward_scale": "none", "precision": "fp32", **config},
         )
-        names = names or tuple(f"task-{t}" for t in range(num_tasks))
         return MTSAC(
             obs_dim,
             action_dim,
-            names,
+            names or tuple(f"task-{t}" for t in range(num_tasks)),
             agent_config,
             optimizer=optimizer,
             options=options,

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy.stats import binomtest
-from stable_baselines3.common.vec_env import VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor, VecNormalize
 
 from mtrl.config import ConfigError
 from mtrl.envs import Protocol, make_suite
-from mtrl.envs.point import PointEnv
 from mtrl.evaluate import Scores, TaskScores, evaluate, wilson_interval
+from mtrl.policy import Policy
 from mtrl.results.tables import scores_table
 
 
@@ -126,6 +126,7 @@ class Dice(gym.Env):
         return np.zeros(2, np.float32), self.np_random.random(), True, False, {}
 
 
+@pytest.mark.filterwarnings("ignore:task")
 def test_envs_without_goals_are_evaluated_on_the_same_draws_each_time():
     envs = make_suite({"one": Dice, "two": Dice}, workers=0, evaluation=True)
     first, second = (evaluate(Still(), envs, 4, ["one", "two"]).tasks for _ in range(2))
@@ -150,7 +151,7 @@ def scores_of(*success: list[float]) -> Scores:
     )
 
 
-def test_the_bootstrap_interval_holds_the_mean_and_has_the_right_width():
+def test_the_interval_holds_the_mean_and_has_the_right_width():
     # 4 tasks, 50 episodes each at ½: the mean's standard deviation is √(¼ / 200) = 0.0354, ·1.96 = 0.0693
     scores = scores_of(*[[0, 1] * 25] * 4)
     low, high = scores.mean_success_interval()
@@ -205,79 +206,124 @@ def test_one_episode_has_no_interval():
 
 
 def test_task_names_must_be_as_many_as_environments(scripted):
-    with pytest.raises(ValueError, match="1 envs need one name each"):
+    with pytest.raises(ConfigError, match="task_names: a, b are not 1 different names"):
         evaluate(Still(), scripted([([1], [N], True)]), 1, ["a", "b"])
 
 
-class Named(Still):
-    """Tells its tasks, and gives each row's index in its own one-hot."""
-
-    def __init__(self, names):
-        super().__init__(2)
-        self.task_names, self.met = names, []
-
-    def predict(self, observation, state=None, episode_start=None, deterministic=True):
-        self.met.append(observation[:, -len(self.task_names) :].argmax(1).tolist())
-        return super().predict(observation, state, episode_start, deterministic)
+# --- names -------------------------------------------------------------------------------------------------------
 
 
-def test_a_policy_meets_each_task_under_its_own_name_whatever_the_order():
-    names = Protocol("point").task_names
-    envs = make_suite(Protocol("custom", tasks=tuple(reversed(names)), horizon=2), evaluation=True)
-    policy = Named(names)
-    assert list(evaluate(policy, envs, 1).tasks) == list(reversed(names))
-    assert policy.met[0] == [4, 3, 2, 1, 0]
+POINTS = ("point-reach", "point-mirror", "point-swap", "point-turn", "point-opposite")
 
 
-@pytest.mark.parametrize(
-    ("policy", "given", "words"),
-    [
-        (("a", "b", "c", "d", "e"), None, r"the policy's \(a, b, c, d, e\) are not those of the envs"),
-        (None, ("a", "b", "c", "d", "e"), "task_names: a, b, c, d, e are not those of the envs"),
-        (None, tuple(reversed(Protocol("point").task_names)), "are not those of the envs"),
-    ],
-)
-def test_names_that_contradict_are_refused(policy, given, words):
-    envs = make_suite(Protocol("point", horizon=2), evaluation=True)
-    with pytest.raises(ConfigError, match=words):
-        evaluate(Still(2) if policy is None else Named(policy), envs, 1, given)
+@pytest.fixture
+def policy(make_agent) -> Policy:
+    """An untrained one that tells its tasks apart."""
+    return make_agent(5, names=POINTS, obs_dim=4, action_dim=2, task_input="heads").policy
 
 
-def test_a_task_that_never_tells_success_has_none_and_the_mean_neither():
-    class Silent(PointEnv):
-        def step(self, action):
-            return (*super().step(action)[:4], {})
+@pytest.mark.parametrize("order", [[4, 3, 2, 1, 0], [1, 2, 0, 4, 3]])
+@pytest.mark.parametrize("wrap", [lambda envs: envs, VecMonitor])
+def test_a_policy_scores_the_same_on_its_tasks_in_any_order(policy, order, wrap):
+    def scores(names):
+        protocol = Protocol("custom", tasks=names, horizon=20)
+        envs = wrap(make_suite(protocol, workers=0, evaluation=True))
+        return evaluate(policy, envs, 5, protocol.task_names)
 
-    envs = make_suite({"told": PointEnv, "silent": Silent}, horizon=3, evaluation=True)
-    scores = evaluate(Still(2), envs, 4)
-    told = scores.to_dict()
+    ours, theirs = scores(POINTS), scores(tuple(POINTS[i] for i in order))
+    assert list(theirs.tasks) == [POINTS[i] for i in order]
+    for name in POINTS:
+        np.testing.assert_array_equal(ours.tasks[name].returns, theirs.tasks[name].returns)
+    assert len({float(task.returns.sum()) for task in ours.tasks.values()}) == 5
+
+
+def test_names_that_contradict_are_refused_with_both(policy):
+    envs = make_suite(Protocol("point"), workers=0, evaluation=True)
+    for names in (POINTS[::-1], ("a", "b", "c", "d", "e"), POINTS[:4], POINTS[:4] + POINTS[:1]):
+        with pytest.raises(ConfigError, match=r"task_names: .*point-reach"):
+            evaluate(policy, envs, 1, names)
+    others = make_suite(Protocol("custom", tasks=POINTS[:2]), workers=0, evaluation=True)
+    with pytest.raises(
+        ConfigError, match=r"the policy knows point-reach, .*point-opposite, and the envs are point-"
+    ):
+        evaluate(policy, others, 1, POINTS[:2])
+
+
+@pytest.mark.parametrize("episodes", [0, -1, 2.0, True, None])
+def test_episodes_are_a_whole_number(scripted, episodes):
+    with pytest.raises(ConfigError, match="episodes"):
+        evaluate(Still(), scripted([([1], [N], True)]), episodes, ["a"])
+
+
+def test_episodes_may_be_counted_by_numpy(scripted):
+    scores = evaluate(Still(), scripted([([1], [N], True)]), np.int64(3), ["a"])
+    assert scores.to_dict()["tasks"]["a"]["episodes"] == 3
+
+
+# --- envs that do not do as they should ----------------------------------------------------------------------------
+
+
+class Endless(Dice):
+    """Lasts for ever."""
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 1.0, False, False, {"success": False}
+
+
+class Short(Dice):
+    """Ends at once, and tells so."""
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 1.0, True, False, {"success": True}
+
+
+def test_an_episode_that_never_ends_is_told_by_its_task(monkeypatch):
+    monkeypatch.setattr("mtrl.evaluate.MOST_STEPS", 200)
+    envs = make_suite({"short": Short, "endless": Endless}, evaluation=True)
+    with pytest.raises(ConfigError, match=r"task endless: an episode has not ended after 200 steps.*horizon"):
+        evaluate(Still(), envs, 1, ["short", "endless"])
+
+
+def test_an_episode_with_a_time_limit_may_be_longer(monkeypatch):
+    monkeypatch.setattr("mtrl.evaluate.MOST_STEPS", 200)
+    envs = make_suite({"endless": Endless}, horizon=300, evaluation=True)
+    assert evaluate(Still(), envs, 1, ["endless"]).tasks["endless"].returns.tolist() == [300]
+
+
+@pytest.mark.filterwarnings("ignore:task silent")
+def test_a_task_that_tells_no_success_has_none_and_no_interval():
+    envs = make_suite({"silent": Dice, "tells": Short}, horizon=3, evaluation=True)
+    scores = evaluate(Still(), envs, 4, ["silent", "tells"])
+    told = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
     assert told["mean_success"] is None
     assert told["mean_success_ci"] is None
-    assert (told["tasks"]["silent"]["success"], told["tasks"]["silent"]["ci"]) == (None, None)
-    assert told["tasks"]["told"]["success"] == 0.0
-    console = Console(width=100, record=True, file=io.StringIO())
-    console.print(scores_table(scores, "scores"))
-    silent = next(line for line in console.export_text().splitlines() if "silent" in line)
-    assert silent.count("–") == 4
+    silent = told["tasks"]["silent"]
+    assert [silent[key] for key in ("success", "success_at_end", "ci", "steps_to_success")] == [None] * 4
+    assert silent["episodes"] == 4
+    assert told["tasks"]["tells"]["success"] == 1.0
+    text = io.StringIO()
+    Console(file=text, width=120).print(scores_table(scores, "scores"))
+    rows = {line.split("│")[1].strip(): line for line in text.getvalue().splitlines() if line.count("│") > 3}
+    assert "0.0" not in rows["silent"].partition("│")[2].split("│")[1]
+    assert rows["silent"].count("–") == 4
+    assert rows["mean"].count("–") == 2
 
 
-def test_an_env_that_tells_success_in_some_episodes_had_none_in_the_others():
-    class Sometimes(PointEnv):
-        episodes = 0
-
-        def reset(self, **named):
-            self.episodes += 1
-            return super().reset(**named)
+@pytest.mark.filterwarnings("ignore:task a")
+def test_episodes_that_tell_no_success_where_others_do_count_as_none_reached():
+    class TellsWhenReached(Dice):
+        episode = 0
 
         def step(self, action):
-            return (*super().step(action)[:4], {"success": True} if self.episodes % 2 else {})
+            self.episode += 1
+            return np.zeros(2), 0.0, True, False, {"success": True} if self.episode % 2 else {}
 
-    scores = evaluate(Still(2), make_suite({"a": Sometimes}, horizon=2, evaluation=True), 4)
+    scores = evaluate(Still(), make_suite({"a": TellsWhenReached}, evaluation=True), 4, ["a"])
     assert scores.tasks["a"].success.tolist() == [1, 0, 1, 0]
 
 
-def test_an_episode_that_never_ends_is_an_error_that_names_task_and_horizon(monkeypatch):
-    monkeypatch.setattr("mtrl.evaluate.MOST_STEPS", 50)
-    envs = make_suite({"endless": PointEnv}, evaluation=True)
-    with pytest.raises(ConfigError, match=r"task endless: an episode has not ended after 50 steps.*horizon"):
-        evaluate(Still(2), envs, 1)
+def test_rewards_that_are_normalized_are_no_returns():
+    for options in ({"norm_reward": True, "training": False}, {"norm_reward": False, "training": True}):
+        envs = VecNormalize(make_suite({"a": Short}, evaluation=True), **options)
+        with pytest.raises(ConfigError, match="VecNormalize"):
+            evaluate(Still(), envs, 1, ["a"])

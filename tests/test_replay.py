@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -171,3 +172,36 @@ def test_files_that_a_container_has_cached_are_free_memory(tmp_path, monkeypatch
 
 def test_this_machine_has_some_free_memory():
     assert 10**6 < replay.free_memory(torch.device("cpu")) < 10**14
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sampling": "balancd"}, "sampling: 'balancd' .*did you mean 'balanced'"),
+        ({"sampling": None}, "sampling: None"),
+        ({"num_tasks": 0}, "num_tasks: 0"),
+        ({"num_tasks": -2}, "num_tasks: -2"),
+        ({"capacity": -1}, "capacity: -1"),
+        ({"capacity": 1.5}, "capacity: 1.5"),
+        ({"obs_dim": True}, "obs_dim: True"),
+        ({"action_dim": 0}, "action_dim: 0"),
+        ({"seed": -1}, "seed: -1"),
+        ({"seed": None}, "seed: None"),
+    ],
+)
+def test_a_bad_argument_is_refused_by_name(options, words):
+    sizes = {"num_tasks": 2, "capacity": 5, "obs_dim": 3, "action_dim": 1}
+    with pytest.raises(ConfigError, match=words):
+        TaskReplay(**{**sizes, **options})
+    TaskReplay(**{name: np.int64(size) for name, size in sizes.items()}, seed=np.uint8(3))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "rows"), [("balanced", 2.5), ("balanced", 0), ("uniform", 0.1), ("uniform", -1)]
+)
+def test_a_batch_without_whole_rows_is_refused(sampling, rows):
+    replay = TaskReplay(2, 5, 1, 1, sampling=sampling)
+    one = torch.zeros(2, 1)
+    replay.add(one, one, one, one, one)
+    with pytest.raises(ConfigError, match=f"batch_size: {rows}"):
+        replay.sample(rows)

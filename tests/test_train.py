@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import stable_baselines3.common.callbacks as sb3
 import torch
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor, VecNormalize
 
 from mtrl.config import ConfigError
-from mtrl.envs import Protocol, make_suite
+from mtrl.envs import Protocol, SuiteError, make_suite
 from mtrl.evaluate import evaluate
 from mtrl.policy import load_policy
 from mtrl.replay import TaskReplay
+from mtrl.run.callbacks import EvaluationCallback, LogCallback
 from mtrl.sac import MTSAC
 from mtrl.settings import parse_train
 from mtrl.train import Trainer
@@ -33,7 +35,7 @@ def make_trainer(make_agent) -> Callable[..., Trainer]:
         envs = make_suite(Protocol(suite="point", horizon=horizon), seed=seed, workers=0)
         learner = make_agent(
             5,
-            names=Protocol("point").task_names,
+            names=envs.task_names,
             obs_dim=4,
             action_dim=2,
             seed=seed,
@@ -279,6 +281,208 @@ def test_a_trainer_has_what_callbacks_touch(make_trainer, tmp_path):
     trainer.dump_logs()
 
 
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_plain_function_is_a_callback_and_only_false_ends_the_training(make_trainer):
+    seen: list[int] = []
+
+    def look(local: dict[str, Any], world: dict[str, Any]) -> None:
+        seen.append(local["self"].num_timesteps)
+
+    trainer = make_trainer()
+    trainer.learn(50, look)
+    assert seen == [5 * k for k in range(1, 11)]
+    trainer.learn(100, [look, lambda local, world: local["self"].num_timesteps < 60])
+    assert trainer.num_timesteps == 60
+    with pytest.raises(ConfigError, match="callback: 'stop'"):
+        trainer.learn(100, "stop")
+    with pytest.raises(ConfigError, match="callback: 3"):
+        trainer.learn(100, [look, 3])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 0}, "batch_size: 0"),
+        ({"batch_size": 2.5}, "batch_size: 2.5"),
+        ({"batch_size": -3}, "batch_size: -3"),
+        ({"batch_size": float("nan")}, "batch_size: nan"),
+        ({"batch_size": "8"}, "batch_size: '8'"),
+        ({"batch_size": True}, "batch_size: True"),
+        ({"warmup_steps": -1}, "warmup_steps: -1"),
+        ({"warmup_steps": 1.5}, "warmup_steps: 1.5"),
+        ({"warmup_updates": -1}, "warmup_updates: -1"),
+        ({"updates_per_step": -1}, "updates_per_step: -1"),
+        ({"updates_per_step": True}, "updates_per_step: True"),
+        ({"diagnostics_every": -1}, "diagnostics_every: -1"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_name(make_trainer, options, words):
+    with pytest.raises(ConfigError, match=words):
+        make_trainer(**options)
+
+
+def test_whole_numbers_of_numpy_train_as_pythons_do(make_trainer):
+    numpy = make_trainer(batch_size=np.int64(8), warmup_steps=np.int32(20), updates_per_step=np.uint8(1))
+    plain = make_trainer()
+    for trainer, steps in ((numpy, np.int64(5 * 30)), (plain, 5 * 30)):
+        trainer.learn(steps)
+    assert numpy.agent.policy.to_bytes() == plain.agent.policy.to_bytes()
+    with pytest.raises(ConfigError, match="total_timesteps"):
+        plain.learn(-1)
+
+
+def suite_and_replay(tasks: tuple[str, ...]) -> tuple[Any, TaskReplay]:
+    envs = make_suite(Protocol("custom", tasks=tasks, horizon=10), workers=0)
+    return envs, TaskReplay(len(tasks), 50, 4, 2)
+
+
+def test_tasks_in_another_order_are_refused_with_both_orders(make_agent):
+    envs, replay = suite_and_replay(("point-reach", "point-swap"))
+    for names in (("point-swap", "point-reach"), ("a", "b")):
+        agent = make_agent(2, names=names, obs_dim=4, action_dim=2)
+        with pytest.raises(ConfigError, match=f"agent's are {', '.join(names)}, .* point-reach, point-swap"):
+            Trainer(agent, envs, replay)
+    twice = make_agent(2, names=("a", "a"), obs_dim=4, action_dim=2)
+    with pytest.raises(ConfigError, match="a, a are not different names"):
+        Trainer(twice, envs, replay)
+
+
+@pytest.mark.parametrize(
+    ("agent", "replay"),
+    [((2, 3, 2), (2, 4, 2)), ((2, 4, 1), (2, 4, 2)), ((2, 4, 2), (3, 4, 2)), ((2, 4, 2), (2, 5, 2))],
+)
+def test_parts_of_other_sizes_are_refused(make_agent, agent, replay):
+    envs, _ = suite_and_replay(("point-reach", "point-swap"))
+    tasks, obs_dim, action_dim = agent
+    learner = make_agent(tasks, names=envs.task_names, obs_dim=obs_dim, action_dim=action_dim)
+    with pytest.raises(ConfigError, match="numbers per observation and per action differ: agent 2"):
+        Trainer(learner, envs, TaskReplay(replay[0], 50, *replay[1:]))
+
+
+@pytest.mark.parametrize("options", [{}, {"norm_obs": False}, {"norm_reward": False, "training": False}])
+def test_a_vec_normalize_around_the_suite_is_refused(make_agent, options):
+    envs, replay = suite_and_replay(("point-reach", "point-swap"))
+    agent = make_agent(2, names=envs.task_names, obs_dim=4, action_dim=2)
+    with pytest.raises(ConfigError, match="VecNormalize"):
+        Trainer(agent, VecNormalize(envs, **options), replay)
+
+
+def test_a_wrapper_that_changes_the_one_hot_is_refused_and_one_that_does_not_is_fine(make_agent):
+    class Doubles(VecEnvWrapper):
+        def reset(self):
+            return 2 * self.venv.reset()
+
+        def step_wait(self):
+            return self.venv.step_wait()
+
+    envs, replay = suite_and_replay(("point-reach", "point-swap"))
+    agent = make_agent(2, names=envs.task_names, obs_dim=4, action_dim=2)
+    with pytest.raises(ConfigError, match="one-hot"):
+        Trainer(agent, Doubles(envs), replay).learn(10)
+    Trainer(agent, VecMonitor(envs), replay).learn(10)
+
+
+def test_an_env_that_changes_its_action_in_place_does_not_change_what_is_stored(make_agent):
+    class Spoils(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            action *= 100
+            return np.zeros(2, np.float32), 0.0, False, False, {"success": False}
+
+    envs = make_suite({"a": Spoils}, horizon=5)
+    replay = TaskReplay(1, 50, 2, 1)
+    Trainer(make_agent(1, names=("a",), obs_dim=2, action_dim=1), envs, replay, warmup_steps=50).learn(20)
+    assert 0 < replay.data["actions"].abs().max() <= 1
+
+
+def test_a_state_of_the_tasks_in_another_order_changes_nothing(make_agent):
+    def trainer(names: tuple[str, ...]) -> Trainer:
+        envs, replay = suite_and_replay(names)
+        agent = make_agent(2, names=names, obs_dim=4, action_dim=2)
+        return Trainer(agent, envs, replay, batch_size=4, warmup_steps=3)
+
+    forth, back = trainer(("point-reach", "point-swap")), trainer(("point-swap", "point-reach"))
+    for one in (forth, back):
+        one.learn(20)
+    before = back.agent.policy.to_bytes()
+    with pytest.raises(
+        SuiteError, match="the state is of tasks point-reach, point-swap, the suite has point-swap"
+    ):
+        back.load_state_dict(forth.state_dict())
+    assert back.agent.policy.to_bytes() == before
+    assert back.num_timesteps == 20
+
+
+# --- the evaluation callback -------------------------------------------------------------------------------------
+
+
+def test_evaluation_in_another_order_records_every_task_under_its_name(make_trainer, tmp_path, monkeypatch):
+    trainer = make_trainer()
+    names = trainer.task_names
+    recorded: list[dict[str, float]] = []
+    for order in (names, names[::-1]):
+        envs = make_suite(Protocol("custom", tasks=order, horizon=10), workers=0, evaluation=True)
+        callback = EvaluationCallback(envs, 0, 3, lambda *scores: None, tmp_path / "best.safetensors")
+        callback.init_callback(trainer)
+        callback.on_training_start({}, {})
+        told: dict[str, float] = {}
+        monkeypatch.setattr(callback, "record", told.__setitem__)
+        callback.due()
+        recorded.append(told)
+    assert recorded[0] == recorded[1]
+    assert len({recorded[0][f"eval_return/{name}"] for name in names}) == 5
+
+
+def test_evaluation_on_the_envs_of_training_or_of_other_tasks_is_refused_at_the_start(make_trainer, tmp_path):
+    trainer = make_trainer()
+    others = make_suite(Protocol("custom", tasks=("point-reach",)), workers=0, evaluation=True)
+    for envs, words in (
+        (trainer.envs, "envs: evaluation would reset"),
+        (others, "the policy knows point-reach, "),
+    ):
+        callback = EvaluationCallback(envs, 1, 1, lambda *scores: None, tmp_path / "best.safetensors")
+        with pytest.raises(ConfigError, match=words):
+            trainer.learn(10, callback)
+    assert trainer.num_timesteps == 0
+
+
+@pytest.mark.filterwarnings("ignore:task")
+def test_tasks_that_tell_no_success_are_trained_and_logged_without_a_number(make_agent, tmp_path):
+    class Silent(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(2, np.float32), 1.0, False, False, {}
+
+    training, evaluation = (make_suite({"a": Silent}, horizon=2, evaluation=flag) for flag in (False, True))
+    trainer = Trainer(
+        make_agent(1, names=("a",), obs_dim=2, action_dim=1),
+        training,
+        TaskReplay(1, 50, 2, 1),
+        warmup_steps=50,
+    )
+    rows: list[dict[str, Any]] = []
+    trainer.dump_logs = lambda: rows.append(dict(trainer.logger.name_to_value))  # type: ignore[method-assign]
+    best = tmp_path / "best.safetensors"
+    callbacks = [LogCallback(4), EvaluationCallback(evaluation, 4, 2, lambda *scores: None, best)]
+    trainer.learn(8, callbacks)
+    assert rows
+    assert rows[-1]["eval_return/a"] == 2.0
+    assert not [key for row in rows for key in row if "success" in key]
+    assert best.exists()  # the newest
+
+
 # --- learning ----------------------------------------------------------------------------------------------------
 
 
@@ -300,32 +504,3 @@ def test_the_agent_learns_the_point_suite(seed):
     after = evaluate(agent, evaluation, 50, names)
     assert before.mean_success < 0.3
     assert after.mean_success >= 0.9, {name: scores.success.mean() for name, scores in after.tasks.items()}
-
-
-def test_envs_whose_tasks_are_others_or_in_another_order_are_refused(make_agent):
-    names = Protocol("point").task_names
-    envs = make_suite(Protocol("point", horizon=5))
-    replay = TaskReplay(5, 10, 4, 2)
-    for wrong in (tuple(reversed(names)), tuple("abcde")):
-        with pytest.raises(ConfigError, match="are not the agent's in its order"):
-            Trainer(make_agent(5, names=wrong, obs_dim=4, action_dim=2), envs, replay)
-    with pytest.raises(ConfigError, match="are not the agent's"):
-        Trainer(make_agent(3, obs_dim=4, action_dim=2), envs, replay)
-
-
-def test_a_wrapper_that_scales_the_one_hot_is_refused(make_agent):
-    names = Protocol("point").task_names
-    envs = VecNormalize(make_suite(Protocol("point", horizon=5)))
-    trainer = Trainer(make_agent(5, names=names, obs_dim=4, action_dim=2), envs, TaskReplay(5, 10, 4, 2))
-    with pytest.raises(ConfigError, match="do not end with the one-hots of 5 tasks"):
-        trainer.learn(5)
-
-
-def test_a_plain_function_is_a_callback_that_may_end_training(make_agent):
-    names = Protocol("point").task_names
-    agent = make_agent(5, names=names, obs_dim=4, action_dim=2)
-    trainer = Trainer(
-        agent, make_suite(Protocol("point", horizon=5)), TaskReplay(5, 99, 4, 2), warmup_steps=90
-    )
-    trainer.learn(5 * 50, lambda local, glob: local["self"].num_timesteps < 5 * 7)
-    assert trainer.num_timesteps == 5 * 7

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 from mtrl.bench.peak import find_peak
-from mtrl.envs.worker import isolated
+from mtrl.envs import process
 from mtrl.machine import bf16_is_fast, choose_kernels, choose_precision, choose_threads
 from mtrl.replay import free_memory
 from mtrl.results.tables import make_console
@@ -105,8 +104,11 @@ with mujoco.Renderer(model, 32, 32) as renderer:
 
 def render() -> str:
     """In a process of its own: a missing OpenGL prints, and can take the process with it."""
-    command = [sys.executable, "-c", isolated(f"exec({RENDER!r})")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    with process.safe_path():
+        done = subprocess.run(
+            process.command(f"exec({RENDER!r})"),
+            env=process.environment(), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
     if done.returncode != 0:
         raise RuntimeError("no OpenGL context could be made")
     return f"backend {os.environ.get('MUJOCO_GL', 'default')}, image {done.stdout.strip()}"

@@ -49,8 +49,11 @@ def main(arguments: list[str]) -> int:
         ) from None
     if args.seed is not None:
         protocol, seed = Protocol.from_dict({**protocol.to_dict(), "goal_seed": None}), args.seed
-    if policy.task_names != protocol.task_names:
-        raise PolicyError(f"{args.run}: its tasks are not those of its protocol")
+    if sorted(policy.task_names) != sorted(protocol.task_names):
+        raise PolicyError(
+            f"{args.run}: its tasks ({', '.join(policy.task_names)}) are not those of its protocol "
+            f"({', '.join(protocol.task_names)})"
+        )
     goals = 1 if protocol.goals == "fixed" else protocol.num_goals
     if args.episodes is not None and args.episodes > goals:
         raise ConfigError(

@@ -26,8 +26,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure
 from stable_baselines3.common.vec_env import VecEnv
 
+from mtrl.config import ConfigError
 from mtrl.conflict import Conflict
-from mtrl.evaluate import Scores, TaskScores, evaluate
+from mtrl.evaluate import Scores, TaskScores, evaluate, names_of, task_order
 from mtrl.results.figures import cosine_figure
 
 if TYPE_CHECKING:
@@ -245,9 +246,17 @@ class EvaluationCallback(TrainerCallback):
         self.best_score = -math.inf
         self.said = False
 
+    def _on_training_start(self) -> None:
+        if self.envs is self.trainer.envs:
+            raise ConfigError("envs: evaluation would reset those of training; make it a suite of its own")
+        task_order(self.trainer, self.envs, self._names())  # refused now, not after an hour
+
+    def _names(self) -> tuple[str, ...]:
+        return names_of(self.envs) or self.task_names
+
     def due(self) -> bool:
         start, seconds = time.perf_counter(), self.trainer.seconds["total"]
-        scores = evaluate(self.trainer, self.envs, self.episodes, self.task_names)
+        scores = evaluate(self.trainer, self.envs, self.episodes, self._names())
         self.trainer.seconds["evaluation"] += time.perf_counter() - start
         self.trainer.keep_time()  # a checkpoint of this step has both or neither
         self.last = self.steps_per_task, scores
@@ -258,8 +267,9 @@ class EvaluationCallback(TrainerCallback):
             self.said = True
         else:
             self.record("eval/success_rate", scores.mean_success)
-            self.record_tasks("eval_success", [s.success.mean() for s in scores.tasks.values()])
-        self.record_tasks("eval_return", [s.returns.mean() for s in scores.tasks.values()])
+            tasks = [scores.tasks[name] for name in self.task_names]
+            self.record_tasks("eval_success", [task.success.mean() for task in tasks])
+        self.record_tasks("eval_return", [scores.tasks[name].returns.mean() for name in self.task_names])
         self.trainer.dump_logs()
         self.on_scores(self.steps_per_task, seconds, scores)
         score = scores.mean_return if scores.silent else scores.mean_success

@@ -1,6 +1,8 @@
 """Envs of a user, for the tests. Imports no torch: workers import this module."""
 
+import os
 import sys
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +19,14 @@ class OwnEnv(gym.Env):
     @property
     def modules(self):
         return sorted(sys.modules)
+
+    @property
+    def path(self):
+        return list(sys.path)
+
+    @property
+    def pythonpath(self):
+        return os.environ.get("PYTHONPATH")
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -45,3 +55,12 @@ class SavedEnv(OwnEnv):
     def set_state(self, state):
         self.steps = state["steps"]
         self.np_random.bit_generator.state = state["generator"]
+
+
+class HangingEnv(OwnEnv):
+    """One whose second step never ends."""
+
+    def step(self, action):
+        if self.steps == 1:
+            time.sleep(1000)
+        return super().step(action)

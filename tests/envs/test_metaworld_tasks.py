@@ -151,7 +151,9 @@ def test_the_two_rewards_differ_and_there_is_no_third():
 def test_the_state_of_another_task_is_refused():
     envs = make_suite(Protocol("custom", tasks=("reach", "push")), workers=0)
     envs.reset()
-    with pytest.raises(SuiteError, match="task reach-v3: the state is of task push-v3"):
+    with pytest.raises(
+        SuiteError, match="the state is of tasks push-v3, reach-v3, the suite has reach-v3, push-v3"
+    ):
         envs.set_state(envs.get_state()[::-1])
     with pytest.raises(SuiteError, match="1 tasks"):
         envs.set_state(envs.get_state()[:1])

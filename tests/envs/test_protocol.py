@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from metaworld import env_dict
 
@@ -61,6 +62,13 @@ def test_a_protocol_survives_json(protocol):
         ({"horizon": True}, ["horizon", "True"]),
         ({"num_goals": 0}, ["num_goals", "0", "from 1 to 100000"]),
         ({"goal_seed": -1}, ["goal_seed", "-1"]),
+        ({"goal_seed": 2**63}, ["goal_seed", "9223372036854775808"]),
+        ({"suite": "point", "horizon": 10**12}, ["horizon", "1000000000000", "1 to 1000000"]),
+        ({"num_goals": np.True_}, ["num_goals", "True"]),
+        ({"num_goals": np.array([3, 4])}, ["num_goals", "array([3, 4])"]),
+        ({"reward": np.array(["v1", "v2"])}, ["reward", "v1, v2"]),
+        ({"suite": "custom", "tasks": []}, ["tasks", "[]"]),
+        ({"suite": "custom", "tasks": np.array([])}, ["tasks"]),
     ],
 )
 def test_a_bad_value_is_refused_in_one_line_that_names_it(values, words):
@@ -69,6 +77,16 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(values, words):
     message = str(refusal.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+def test_numbers_and_names_of_numpy_are_numbers_and_names():
+    given = Protocol(
+        np.str_("custom"), tasks=np.array(["point-reach", "point-swap"]), horizon=np.int64(30),
+        goals=np.str_("random"), num_goals=np.uint8(3), goal_seed=np.int32(7),
+    )  # fmt: skip
+    plain = Protocol("custom", tasks=("point-reach", "point-swap"), horizon=30, num_goals=3, goal_seed=7)
+    assert given == plain
+    assert json.dumps(given.to_dict()) == json.dumps(plain.to_dict())
 
 
 def test_an_unknown_setting_is_refused_with_the_nearest():

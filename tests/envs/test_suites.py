@@ -236,14 +236,26 @@ def test_tasks_of_two_simulators_do_not_fit_together():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"protocol": {}}, "the mapping has 0 envs"),
+        ({"protocol": {}}, "empty"),
         ({"protocol": "mt10"}, "'mt10' is neither a Protocol"),
         ({"protocol": POINT, "horizon": 3}, "horizon"),
         ({"protocol": {"a": OwnEnv}, "horizon": 0}, "horizon: 0"),
         ({"protocol": POINT, "seed": -1}, "seed: -1"),
         ({"protocol": POINT, "seed": None}, "seed: None"),
         ({"protocol": POINT, "workers": "many"}, "workers: 'many'"),
-        ({"protocol": POINT, "workers": -1}, "workers: -1"),
+        (
+            {"protocol": POINT, "workers": -1},
+            "workers: -1 is neither 'auto' nor a whole number of at least 0",
+        ),
+        ({"protocol": POINT, "workers": True}, "workers: True"),
+        ({"protocol": POINT, "workers": 1.0}, "workers: 1.0"),
+        ({"protocol": POINT, "seed": 2**63}, "seed: 9223372036854775808"),
+        ({"protocol": POINT, "seed": 10**5000}, "seed: a value of type int"),
+        ({"protocol": POINT, "seed": np.float64(1)}, "seed: "),
+        ({"protocol": POINT, "seed": np.True_}, "seed: "),
+        ({"protocol": POINT, "evaluation": "no"}, "evaluation: 'no'"),
+        ({"protocol": {"a": OwnEnv}, "horizon": 10**12}, "horizon: 1000000000000"),
+        ({"protocol": {"a": OwnEnv}, "horizon": True}, "horizon: True"),
     ],
 )
 def test_a_bad_argument_is_refused_by_name(arguments, words):
@@ -327,3 +339,26 @@ def test_an_env_that_cannot_be_saved_is_named():
     envs.reset()
     with pytest.raises(SuiteError, match="task b: its env has no get_state"):
         envs.get_state()
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    plain = make_suite({"a": OwnEnv}, seed=3, horizon=4, workers=0)
+    numpy = make_suite({"a": OwnEnv}, seed=np.int64(3), horizon=np.int16(4), workers=np.uint8(0))
+    np.testing.assert_array_equal(rollout(numpy, 9), rollout(plain, 9))
+    envs = make_suite(POINT, evaluation=True)
+    envs.set_options({"goal": np.int32(7)})
+    envs.reset()
+    assert envs.reset_infos[0]["goal"] == 7
+    envs.set_options({"goal": True})
+    with pytest.raises(SuiteError, match="task point-reach: goal: True"):
+        envs.reset()
+
+
+def test_a_state_of_the_tasks_in_another_order_is_refused_before_anything_changes():
+    forth, back = (make_suite(dict.fromkeys(names, SavedEnv), seed=1) for names in ("ab", "ba"))
+    for envs in (forth, back):
+        envs.reset()
+    before = back.get_state()
+    with pytest.raises(SuiteError, match="the state is of tasks a, b, the suite has b, a"):
+        back.set_state(forth.get_state())
+    assert back.get_state() == before

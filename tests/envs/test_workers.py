@@ -1,11 +1,16 @@
 """Worker processes: what they load, how they die, how they start again."""
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from own_envs import OwnEnv
+from own_envs import HangingEnv, OwnEnv
 from stable_baselines3.common.monitor import Monitor
 
 from mtrl.envs import Protocol, SuiteError, make_suite
@@ -102,3 +107,142 @@ def test_workers_outlive_the_signals_that_end_a_run_and_end_with_it():
     envs.close()
     envs.close()
     assert [process.returncode for process in processes] == [0, 0]
+
+
+def test_a_task_that_hangs_is_named_and_its_worker_is_ended_and_can_be_restarted():
+    envs = make_suite(
+        {"good": OwnEnv, "hangs": HangingEnv, "other": OwnEnv}, workers=1, horizon=9, step_timeout=1
+    )
+    try:
+        envs.reset()
+        envs.step(np.zeros((3, 2)))
+        with pytest.raises(SuiteError, match=r"task hangs: its env has not gone on for 1 s \(step_timeout\)"):
+            envs.step(np.zeros((3, 2)))
+        assert envs.restart_workers() == ("good", "hangs", "other")
+        envs.reset()
+        envs.step(np.zeros((3, 2)))
+    finally:
+        envs.close()
+
+
+@pytest.mark.parametrize("value", [0, -1, None, "1", True, float("nan")])
+def test_a_step_timeout_is_a_number_of_seconds(value):
+    with pytest.raises(SuiteError, match="step_timeout"):
+        make_suite(Protocol("point"), step_timeout=value)
+
+
+PARENT = """
+import sys, threading
+sys.path.insert(0, {tests!r})
+from own_envs import HangingEnv
+from mtrl.envs import make_suite
+import numpy as np
+made = []
+def make():
+    made.append(make_suite({{"hangs": HangingEnv}}, workers=1))
+if {thread}:
+    maker = threading.Thread(target=make)
+    maker.start()
+    maker.join()  # the workers of a thread that ends go on
+else:
+    make()
+envs = made[0]
+envs.reset()
+envs.step(np.zeros((1, 2)))
+print(envs._groups[0].pid, flush=True)
+envs.step(np.zeros((1, 2)))
+"""
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_worker_that_hangs_does_not_outlive_its_killed_parent(thread):
+    program = PARENT.format(tests=str(Path(__file__).parent), thread=thread)
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    time.sleep(0.2)
+    assert alive(pid)
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not alive(pid)
+
+
+def alive(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # ended, and waits for an init to notice
+
+
+NAMES = (
+    "envs",
+    "mtrl",
+    "torch",
+    "random",
+    "json",
+    "ctypes",
+    "struct",
+    "numpy",
+    "cloudpickle",
+    "mujoco",
+    "site",
+)
+
+
+@pytest.fixture
+def trap(tmp_path, monkeypatch):
+    """The current folder holds modules that leave a mark when they are imported; returns the mark."""
+    mark = tmp_path / "IMPORTED"
+    for name in (*NAMES, "sitecustomize", "usercustomize"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "__init__.py").write_text(f"open({str(mark)!r}, 'a').write({name!r})\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [os.path.abspath(entry) for entry in sys.path if entry])
+    return mark
+
+
+@pytest.mark.parametrize("variable", [None, "", ":", ":/nowhere:"])
+def test_a_worker_imports_nothing_from_the_current_folder(trap, variable, monkeypatch):
+    if variable is None:
+        monkeypatch.delenv("PYTHONPATH", raising=False)
+    else:
+        monkeypatch.setenv("PYTHONPATH", variable)
+    envs = make_suite({"a": OwnEnv}, workers=1)
+    try:
+        envs.reset()
+        assert envs.get_attr("pythonpath") == [variable]  # for what the env starts itself
+        assert "" not in envs.get_attr("path")[0]
+        assert os.getcwd() not in envs.get_attr("path")[0]
+    finally:
+        envs.close()
+    assert not trap.exists()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="glfw's own subprocess has no safe path before")
+def test_a_meta_world_worker_and_the_doctor_import_nothing_from_the_current_folder(trap):
+    from mtrl.commands import doctor
+
+    envs = make_suite(Protocol("reach"), workers=1)
+    envs.close()
+    with contextlib.suppress(RuntimeError):  # this machine may have no OpenGL
+        doctor.render()
+    assert not trap.exists()
+
+
+def test_a_worker_finds_a_module_that_the_parent_can_import(tmp_path, monkeypatch):
+    (tmp_path / "my:envs").mkdir()  # a colon would end an entry of PYTHONPATH
+    (tmp_path / "my:envs" / "of_a_user.py").write_text(
+        "from own_envs import OwnEnv\nclass Mine(OwnEnv): ...\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("my:envs")  # relative
+    from of_a_user import Mine
+
+    envs = make_suite({"a": Mine}, workers=1)
+    envs.reset()
+    envs.close()

@@ -92,7 +92,7 @@ def test_an_environment_that_returns_nan_is_named_by_task_and_ends_the_run(
         def act(trainer):
             states = trainer.envs.get_state()
             bad = np.nan if what == "observation" else 1e200
-            states[1]["env"]["env"]["goal"] = [0.0, 0.0, bad, bad]
+            states[1]["env"]["goal"] = [0.0, 0.0, bad, bad]
             trainer.envs.set_state(states)
     else:
 
