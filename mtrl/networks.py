@@ -292,7 +292,7 @@ def make_parameters(
     of_task = [dict(network.named_parameters()) for network in networks]
 
     def leaf(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone().to(device).requires_grad_()
+        return tensor.detach().clone(memory_format=torch.contiguous_format).to(device).requires_grad_()
 
     shared = {k: leaf(v) for k, v in of_task[0].items() if k not in first.private}
     private = {k: leaf(torch.stack([p[k] for p in of_task])) for k in of_task[0] if k in first.private}

@@ -358,6 +358,10 @@ class MTSAC:
             step.load_state_dict(state["steps"][name])
             for group, own in zip(step.param_groups, groups, strict=True):
                 group.update(own)  # torch loads the learning rate and decay of the day it was saved
+            for parameter, memory in step.state.items():
+                for key, value in memory.items():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        memory[key] = laid_out_as(parameter, value)
         for name, method in self.methods.items():
             method.load_state_dict(state["methods"][name])
         self.rewards.load_state_dict(state["rewards"])

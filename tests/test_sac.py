@@ -689,3 +689,20 @@ def test_absent_tasks_do_not_enlarge_the_direction_beside_the_mean(make_agent, m
     conflict = make_agent(4).update(batch._replace(weight=weight), diagnose=True)["conflict_critic"]
     assert conflict.norm_ratio.item() == pytest.approx(1, rel=1e-5)
     assert conflict.cosine_to_mean.item() == pytest.approx(1, rel=1e-5)
+
+
+def test_a_state_saved_with_other_strides_goes_on_as_the_agent_does(make_agent, make_batch):
+    one, other = make_agent(seed=1), make_agent(seed=2)
+    one.update(make_batch())
+    state = copy.deepcopy(one.state_dict())
+    for step in state["steps"].values():
+        for memory in step["state"].values():
+            for key in ("exp_avg", "exp_avg_sq"):
+                if memory[key].dim() == 2:
+                    memory[key] = memory[key].t().contiguous().t()
+    other.load_state_dict(state)
+    batch, noise = make_batch(seed=5), one.draw_noise(make_batch().rewards.shape[1])
+    one.update(batch, noise)
+    other.update(batch, noise)
+    for (name, ours), (_, theirs) in zip(one.critic.tensors(), other.critic.tensors(), strict=True):
+        assert ours.equal(theirs), name
