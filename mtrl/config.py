@@ -19,6 +19,7 @@ MOST_LAYERS, MOST_WIDTH, MOST_WORKERS = (
     1_000_000,
     10_000,
 )  # more is a slip, and costs memory to refuse later
+MOST_STEPS = 10**12
 LONGEST_LABEL, LONGEST_VALUE = 100, 200
 
 
@@ -299,7 +300,7 @@ class ReplayConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        _check(self.capacity >= 1, "capacity", self.capacity, ">= 1")
+        _check(1 <= self.capacity <= MOST_STEPS, "capacity", self.capacity, f"from 1 to {MOST_STEPS}")
         _check(self.batch_size >= 1, "batch_size", self.batch_size, ">= 1")
         _check(
             self.sampling == "uniform" or self.batch_size == int(self.batch_size),
@@ -379,6 +380,9 @@ class TrainConfig:
             "eval_every": 0, "eval_episodes": 1, "log_every": 1, "checkpoint_every": 0, "diagnostics_every": 0,
         }.items():  # fmt: skip
             _check(getattr(self, key) >= low, key, getattr(self, key), f">= {low}")
+            _check(
+                getattr(self, key) <= MOST_STEPS or key == "seed", key, getattr(self, key), f"<= {MOST_STEPS}"
+            )
         _check(self.seed < 2**63, "seed", self.seed, "< 2**63")
         _check(
             self.threads == "auto" or 1 <= self.threads <= 1024,

@@ -71,6 +71,8 @@ FILES = {
 }  # fmt: skip
 LINES = [
     ["train", "--seed"], ["train", "--seed", ""], ["train", "--seed", DIGITS], ["train", "--seed", "²"],
+    ["train", "--seed", "1:30"], ["train", "--seed", "2020-01-01"], ["train", "--eval_every", "1e13"],
+    ["train", "--replay.capacity", "1e15"], ["train", "--total_steps_per_task", "1e300"],
     ["train", "--seed", "1 2"], ["train", "--seed", "[1]"], ["train", "--seed", "{a: 1}"], ["train", "--seed", "*a"],
     ["train", "--seed", "!!python/name:os.system"], ["train", "--seed", "'"], ["train", "--seed", "\0"],
     ["train", "--agent", "os.system"], ["train", "--agent", "{gama: 0.5}"], ["train", "--agent=mine.X"],
