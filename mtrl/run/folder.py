@@ -119,6 +119,7 @@ class RunFolder:
             self._status.name,
             self.config.name,
         }  # of a start, killed or under way
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             foreign = any(path.name.removesuffix(".tmp") not in ours for path in self.path.iterdir())
@@ -134,6 +135,9 @@ class RunFolder:
             self.mark("RUNNING")
             write_synced(self.config, config.encode())
         except OSError as error:
+            with contextlib.suppress(OSError):  # a refused start leaves no folder
+                for folder in made:
+                    folder.rmdir()
             raise ConfigError(f"run_dir: {self.path} cannot be written ({error.strerror})") from None
 
     def lock(self) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import math
 import sys
+import threading
 from collections import Counter
 from typing import Any
 
@@ -116,6 +117,9 @@ class Session:
         """Train until the end or a stop; False where a worker died and training can go back to a checkpoint."""
         total = self.config.total_steps_per_task * len(self.protocol.task_names)
         self.trainer.logger = self.run.logger()
+        others = threading.excepthook
+        # TensorBoard's thread meets a full disk as well: what is to be said of it, this one says
+        threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else others(args)
         try:
             self.trainer.learn(total, list(self.callbacks.values()))
         except NotFiniteError as error:
@@ -134,6 +138,7 @@ class Session:
         finally:
             for callback in self.callbacks.values():
                 callback.close()
+            threading.excepthook = others
         return True
 
     def save(self) -> None:
