@@ -156,6 +156,9 @@ def test_a_bad_file_is_one_line_and_changes_nothing(file, here, capfd):
         ("--replay.capacity=0", "replay.capacity"),
         ("--protocol.horizon=0", "protocol.horizon"),
         ("--protocol.suite=mt11", "protocol.suite"),
+        ("--optimizer.name=pcgard", "optimizer.name"),
+        ("--optimizer={name: cagrad, options: {c: 2}}", "optimizer.options.c"),
+        ("--optimizer={name: cagrad, options: {k: 2}}", "optimizer.options.k"),
     ],
 )
 def test_an_error_names_the_whole_key(option, key, here, capfd):

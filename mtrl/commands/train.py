@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from mtrl.config import ConfigError, TrainConfig
+from mtrl.config import ConfigError, OptimizerConfig, TrainConfig
 from mtrl.envs import Protocol, make_suite
 from mtrl.envs.vec import SuiteVecEnv
 from mtrl.machine import choose_threads
-from mtrl.optimizers import make_optimizer
+from mtrl.optimizers import OptimizerError, make_optimizer
 from mtrl.replay import TaskReplay, free_memory
 from mtrl.run.folder import RunFolder, describe_run
 from mtrl.run.session import Session
@@ -27,9 +27,7 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         return print_help()
     request = parse_train(arguments)
-    make_optimizer(
-        request.config.optimizer.name, len(request.protocol.task_names), **request.config.optimizer.options
-    )  # refuses a bad name or option before ten simulators are built
+    check_optimizer(request.config.optimizer, len(request.protocol.task_names))
     if request.print_config:
         print(request.text, end="")
         return 0
@@ -96,6 +94,20 @@ PROTOCOL_TEXTS = {
 def started_on(config: Path) -> str:
     """The device that a run in this folder was started on; auto without one."""
     return str(read_settings(config).get("device", "auto")) if config.is_file() else "auto"
+
+
+def check_optimizer(config: OptimizerConfig, num_tasks: int) -> None:
+    """Refuse a bad name or option before ten simulators are built.
+
+    Raises:
+        ConfigError: with the whole key.
+    """
+    try:
+        make_optimizer(config.name, num_tasks, **config.options)
+    except OptimizerError as error:
+        words = str(error).replace("'", " ").split()
+        key = next((f"options.{option}" for option in config.options if option in words), "name")
+        raise ConfigError(f"optimizer.{key}: {error}") from None
 
 
 def check_resumable(run: RunFolder, request: Request) -> list[str]:
