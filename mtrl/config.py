@@ -250,8 +250,9 @@ class AgentConfig:
             everything that acts stay in float32. ``auto`` is ``bf16`` where the processor has it in
             hardware, else ``fp32``; a run's config says which it was, and a resume goes on with that.
         kernels: what computes an update. ``plain`` is stock torch under vmap, as the formulas are written;
-            ``torch`` and ``onednn`` the fast path to the same numbers (:mod:`mtrl.kernels`), with
-            torch's or oneDNN's float32 products; ``auto`` is ``onednn`` where torch has it.
+            ``torch`` and ``onednn`` the fast path to the same numbers (:mod:`mtrl.fast`), in torch's operations,
+            or with oneDNN's products and compiled passes over rows; ``auto`` is ``onednn`` where torch has it
+            and numba is installed.
     """
 
     actor: ActorConfig = field(default_factory=ActorConfig)
