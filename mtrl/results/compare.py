@@ -39,6 +39,10 @@ def read_curves(paths: Sequence[str]) -> tuple[list[Curve], list[str]]:
         try:
             curves.append(read_curve(place))
         except NoEvaluation as error:
+            if RunFolder(place).status.startswith(("DIVERGED", "FAILED")):
+                raise ConfigError(
+                    f"{error}; a failure without an evaluation cannot be scored, name it apart"
+                ) from None
             young.append(f"{error}: left out")
     if not curves:
         raise ConfigError(young[0].removesuffix(": left out"))
@@ -95,9 +99,9 @@ def group(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     for other in others:
         if other.task_names != first.task_names:
             raise ConfigError(f"run: {other.path} has other tasks than {first.path}")
-    shared = reduce(
-        np.intersect1d, [curve.steps for curve in curves if not curve.failed] or [curves[0].steps]
-    )
+    if all(curve.failed for curve in curves):
+        raise ConfigError(f"run: all of {len(curves)} runs failed: there is no step to score them at")
+    shared = reduce(np.intersect1d, [curve.steps for curve in curves if not curve.failed])
     # what a failed run never reached counts as no success; what it skipped before is missing for all
     shared = np.array(
         [s for s in shared if all(s in c.steps or (c.failed and s > c.steps[-1]) for c in curves)]

@@ -113,7 +113,7 @@ def read_curve(path: str | Path) -> Curve:
                 for name, s in zip(tasks, scores, strict=True)
             ]
         )
-        episodes |= {s.get("episodes") for s in scores}
+        episodes |= {int(real(s, "episodes", where, 1)) for s in scores if s.get("episodes") is not None}
     return Curve(
         path=run.path, protocol=protocol["name"], status=run.status, task_names=tasks, steps=np.array(steps),
         minutes=np.array(minutes), success=np.array(success),

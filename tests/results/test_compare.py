@@ -266,3 +266,12 @@ def test_every_figure_is_drawn_for_two_labels_and_a_bad_format_is_named(make_run
     capsys.readouterr()
     assert cli.main(["compare", *runs, f"--figure={tmp_path}/x.nonsense"]) == 2
     assert "x.nonsense cannot be written: Format 'nonsense' is not supported" in capsys.readouterr().err
+
+
+def test_a_failure_that_cannot_be_scored_is_refused_not_left_out(make_run, capsys):
+    good, bad = make_run("x/seed0", {1: (1, 1)}), make_run("x/seed1", {}, status="DIVERGED critic")
+    assert cli.main(["compare", str(good), str(bad)]) == 2
+    assert "a failure without an evaluation cannot be scored" in capsys.readouterr().err
+    worse = make_run("x/seed2", {1: (1, 1)}, status="FAILED disk")
+    assert cli.main(["compare", str(worse)]) == 2
+    assert "all of 1 runs failed" in capsys.readouterr().err
