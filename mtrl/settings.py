@@ -164,6 +164,8 @@ def load_yaml(text: str, what: str) -> Any:
         ConfigError: it is no YAML, or larger or deeper than a config ever is, its references followed.
     """
     try:
+        if any(getattr(event, "tag", None) for event in yaml.parse(text, Loader=Loader)):
+            raise ConfigError(f"{what} has a tag (!…); settings are plain values")
         if count_values(yaml.compose(text, Loader=Loader), {}) > MOST_VALUES:
             raise ConfigError(f"{what} has more than {MOST_VALUES} values, its references followed")
         content = yaml.load(text, Loader=Loader)
@@ -202,8 +204,10 @@ def require_plain(value: Any, what: str, depth: int) -> None:
         raise ConfigError(f"{what} is nested deeper than {MOST_DEPTH} levels")
     if isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(key, str):
-                raise ConfigError(f"{what} has the key {shown(key)}, which is no name")
+            if not isinstance(key, str) or "." in key:
+                raise ConfigError(
+                    f"{what} has the key {shown(key)}, which is no name (sections are mappings)"
+                )
             require_plain(item, what, depth + 1)
     elif isinstance(value, list):
         for item in value:
@@ -312,13 +316,14 @@ def known_names(fields: Mapping[str, Any] = SECTIONS, prefix: str = "") -> Itera
 def check_keys(content: Mapping[str, Any], more: Sequence[str] = ()) -> None:
     """Raise when a key is no setting, with the nearest one."""
     known = [*known_names(), *more]
+    sections = {name.rpartition(".")[0] for name in known}
     for key, _ in flat_items(content):
         if key in known or key.startswith("optimizer.options."):
             continue
         if key in COMMAND_ONLY:
             raise ConfigError(f"{key}: a file cannot say it; give --{key} on the command line")
         section = key.rpartition(".")[0]
-        if any(name in known and name not in SECTIONS for name in parents(section)):
+        if any(name in known and name not in sections for name in parents(section)):
             continue  # a leaf that was given a mapping: the conversion tells
         leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
         hint = f", did you mean {leaf[0]!r}?" if leaf else nearest(key, known)
@@ -340,6 +345,9 @@ def convert(hint: Any, value: Any, key: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key}: {shown(value)} is not valid; it must be a mapping of names to values")
         known = fields_of(_class(hint))
+        for name in value:
+            if name not in known:
+                raise ConfigError(f"no setting {shown(f'{key}.{name}')}{nearest(str(name), known)}")
         inner = {name: convert(known[name], item, f"{key}.{name}") for name, item in value.items()}
         return build(_class(hint), inner, key)
     found = _fitting(hint, value)

@@ -68,9 +68,16 @@ FILES = {
     "layer_norm: a number": "agent: {actor: {layer_norm: 1}}",
     "layer_norm: text": "agent: {actor: {layer_norm: 'yes'}}",
     "a date": "seed: 2020-01-01",
+    "a dotted key": "agent.gamma: 0.5",
+    "a dotted key below": "agent: {actor.blocks: 3}",
+    "a tag": "seed: !!int",
+    "a tag of time": "seed: !!timestamp x",
+    "a tag of truth": "agent: {target_clip: !!bool x}",
 }  # fmt: skip
 LINES = [
     ["train", "--seed"], ["train", "--seed", ""], ["train", "--seed", DIGITS], ["train", "--seed", "²"],
+    ["train", "--agent.critic.temperature", "1"], ["train", "--agent.temperature.hidden", "1"],
+    ["train", "--seed", "!!int"], ["train", "--seed", "!!timestamp x"], ["train", "--agent", "{actor.blocks: 3}"],
     ["train", "--seed", "1:30"], ["train", "--seed", "2020-01-01"], ["train", "--eval_every", "1e13"],
     ["train", "--replay.capacity", "1e15"], ["train", "--total_steps_per_task", "1e300"],
     ["train", "--seed", "1 2"], ["train", "--seed", "[1]"], ["train", "--seed", "{a: 1}"], ["train", "--seed", "*a"],
