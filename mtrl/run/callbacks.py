@@ -361,6 +361,12 @@ def tell(text: str) -> None:
         print(f"mtrl: {text}", file=sys.stderr)
 
 
+def report(text: str) -> None:
+    """A line on standard output; a run does not fail because nobody can be told."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, flush=True)
+
+
 def leave_lost_outputs(hung_up: bool = False) -> None:
     """Send standard output and error nowhere where nobody is behind them: a write would fail and end the run.
 

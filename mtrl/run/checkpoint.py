@@ -290,7 +290,8 @@ def unpack(path: Path) -> Any:
         def decode(value: Any) -> Any:
             if isinstance(value, dict):
                 if "tensor" in value:
-                    return file.get_tensor(value["tensor"])
+                    # in the file's own memory it may begin at any fourth byte, and products then round otherwise
+                    return file.get_tensor(value["tensor"]).clone()
                 return {key: decode(item) for key, item in value["dict"]}
             return [decode(item) for item in value] if isinstance(value, list) else value
 

@@ -52,6 +52,7 @@ from mtrl.run.checkpoint import CheckpointError, Checkpoints
 FORMAT = "mtrl-run-1"
 MARK = FORMAT.encode()
 MOST_BYTES = 2**24  # of meta.json
+EVENTS = "events.out.tfevents."
 
 
 class RunFolder:
@@ -91,8 +92,8 @@ class RunFolder:
             raise ConfigError(f"run_dir: {self.path} cannot be read ({error.strerror})") from None
 
     def require_own(self) -> None:
-        """Raise ConfigError unless the folder bears the mark of a run and no part of it is a link."""
-        self._require_no_links()
+        """Raise ConfigError unless the folder bears the mark of a run and its parts are what a run writes."""
+        self._require_own_kinds()
         marked = False
         with contextlib.suppress(OSError):
             marked = read_bounded(self._lock_file, 4096).startswith(MARK)
@@ -101,11 +102,24 @@ class RunFolder:
                 f"run_dir: {self.path} exists and bears no mark of a run of this version; choose another --run_dir"
             )
 
-    def _require_no_links(self) -> None:
-        folders = (self.path, self.checkpoints.folder)
-        for entry in (entry for folder in folders if folder.is_dir() for entry in os.scandir(folder)):
+    def _require_own_kinds(self) -> None:
+        """Raise ConfigError where a part is a link, or a pipe, a folder or the like in a file's place."""
+        checkpoints = self.checkpoints.folder
+        for entry in (
+            entry for folder in (self.path, checkpoints) if folder.is_dir() for entry in os.scandir(folder)
+        ):
             if entry.is_symlink():
                 raise ConfigError(f"run_dir: {entry.path} is a link; a run's own files are none")
+        files = {
+            path.name for path in (self.config, self.meta, *self._logs(), self.last, self.best, self.evidence)
+        }
+        files |= {self._status.name, self._lock_file.name}
+        for path in self.path.iterdir() if self.path.is_dir() else ():
+            if path == checkpoints and not path.is_dir():
+                raise ConfigError(f"run_dir: {path} is no folder")
+            named = path.name.removesuffix(".tmp") in files or path.name.startswith(EVENTS)
+            if named and not path.is_file():
+                raise ConfigError(f"run_dir: {path} is no regular file")
 
     def start(self, config: str, meta: dict[str, Any]) -> None:
         """Make the folder, lock it and write what is known before training.
@@ -127,7 +141,7 @@ class RunFolder:
                 raise ConfigError(
                     f"run_dir: {self.path} exists and is no run of mtrl; choose another --run_dir"
                 )
-            self._require_no_links()
+            self._require_own_kinds()
             self.lock()
             if self.exists:
                 raise ConfigError(f"run_dir: {self.path} got a run of another process meanwhile")
@@ -176,7 +190,7 @@ class RunFolder:
             if path.exists():
                 sync(path)
         return {
-            "rows": {file.name: _count_rows(file) for file in self._logs()},
+            "rows": {file.name: _rows(file)[0] if file.exists() else 0 for file in self._logs()},
             "events": {path.name: path.stat().st_size for path in events},
         }
 
@@ -188,10 +202,13 @@ class RunFolder:
         """
         lost = []
         for file in self._logs():
-            written, there = positions["rows"][file.name], _count_rows(file)
-            if there < written:
+            if file.exists():
+                there, end = _rows(file, most=positions["rows"][file.name])
+                os.truncate(file, end)
+            else:
+                there = 0
+            if there < (written := positions["rows"][file.name]):
                 lost.append(f"{file.name} has {there} of the {written} lines that it had at the checkpoint")
-            _keep_rows(file, written)
         for path in self._events():
             size = positions["events"].get(path.name)
             if size is None:
@@ -220,7 +237,7 @@ class RunFolder:
         return self.progress, self.evaluations, self.conflicts
 
     def _events(self) -> Iterator[Path]:
-        return self.path.glob("events.out.tfevents.*")
+        return self.path.glob(f"{EVENTS}*")
 
     def note(self, key: str, value: Any) -> None:
         """Add to a list in ``meta.json``: what happened to the run after its start."""
@@ -228,7 +245,8 @@ class RunFolder:
             meta = dict(json.loads(read_bounded(self.meta, MOST_BYTES)))
         except (OSError, ValueError, TypeError, RecursionError):
             meta = {"note": "the first meta.json was lost"}
-        meta[key] = [*meta.get(key, []), value]
+        before = meta.get(key)
+        meta[key] = [*(before if isinstance(before, list) else []), value]
         write_synced(self.meta, _json(meta))
 
     def restore_meta(self, now: dict[str, Any]) -> None:
@@ -258,10 +276,11 @@ class RunFolder:
     def _is_locked(self) -> bool:
         """Whether the process that wrote the lock is alive: read, not tried, since a try can keep a start out."""
         try:
-            _, pid, started, host = read_bounded(self._lock_file, 4096).decode().split()
+            _, number, started, host = read_bounded(self._lock_file, 4096).decode().split()
+            pid = int(number)
         except (OSError, ValueError):
             return False
-        return host != socket.gethostname() or (_started(int(pid)) == started != "gone")
+        return host != socket.gethostname() or (_started(pid) == started != "gone")
 
     def append(self, file: Path, record: dict[str, Any]) -> None:
         """One more line of a jsonl file; NaN becomes null, so that any reader can read it."""
@@ -347,15 +366,16 @@ def _clock_after(stamp: int) -> Iterator[None]:
         event_file_writer.time = own
 
 
-def _count_rows(file: Path) -> int:
-    return file.read_bytes().count(b"\n") if file.exists() else 0
-
-
-def _keep_rows(file: Path, count: int) -> None:
-    """The first ``count`` lines; a csv file keeps its header, which may have grown wider since."""
-    lines = file.read_bytes().split(b"\n") if file.exists() else []
-    if len(lines) > count + 1 or (len(lines) == count + 1 and lines[-1]):
-        write_synced(file, b"".join(line + b"\n" for line in lines[:count]))
+def _rows(file: Path, most: int | None = None) -> tuple[int, int]:
+    """How many whole lines begin the file, counted up to ``most``, and where the last of them ends."""
+    count = end = position = 0
+    with os.fdopen(open_own(file, os.O_RDONLY), "rb") as opened:
+        while (most is None or count < most) and (piece := opened.read(2**20)):
+            found = 0
+            while (most is None or count < most) and (found := piece.find(b"\n", found) + 1):
+                count, end = count + 1, position + found
+            position += len(piece)
+    return count, end
 
 
 def _json(value: Any) -> bytes:

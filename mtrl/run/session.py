@@ -29,6 +29,7 @@ from mtrl.run.callbacks import (
     ProgressCallback,
     TrainerCallback,
     leave_lost_outputs,
+    report,
     tell,
 )  # fmt: skip
 from mtrl.run.checkpoint import CheckpointError, generators_state, set_generators_state, with_arrays
@@ -83,11 +84,10 @@ class Session:
         try:
             self._restore(changes)
             replay = self.trainer.replay_buffer.nbytes / 1e9
-            print(
+            report(
                 f"{len(names)} tasks ({self.protocol.name}), {self.config.optimizer.name}, "
                 f"{self.trainer.agent.device}, {torch.get_num_threads()} thread(s), "
-                f"replay up to {replay:.2f} GB -> {run.path}",
-                flush=True,
+                f"replay up to {replay:.2f} GB -> {run.path}"
             )
             while not self._learn():
                 self._restore([])
@@ -179,7 +179,7 @@ class Session:
                 self.checkpoint.say(f"warning: {problem}; what was lost is not made again")
         step = self.trainer.num_timesteps // len(self.protocol.task_names)
         if state is not None:
-            print(f"going on from step {step} per task")
+            report(f"going on from step {step} per task")
         if state is not None or changes:
             protocol = {**self.protocol.to_dict(), "name": self.protocol.name}
             here = describe_run(protocol, self.trainer.agent.device)
@@ -204,7 +204,7 @@ class Session:
         if steps < self.config.total_steps_per_task:
             trainer.logger.close()
             run.mark("INTERRUPTED", f"by {self.checkpoint.received} at {steps} steps per task")
-            print(
+            report(
                 f"stopped by {self.checkpoint.received}; policy and checkpoint are saved. "
                 f"The same command goes on; `mtrl evaluate {run.path}` evaluates"
             )
@@ -237,12 +237,10 @@ class Session:
         total, spent = self.config.total_steps_per_task, self.trainer.seconds["total"]
         success = "–" if scores.silent else f"{scores.mean_success:.3f}"
         left = datetime.timedelta(seconds=round(spent / max(steps, 1) * (total - steps)))
-        with contextlib.suppress(OSError, ValueError):
-            print(
-                f"{steps} of {total} steps per task: success {success}, return {scores.mean_return:.1f}, "
-                f"{steps / max(spent, 1e-9):.1f} steps/s, {left} left",
-                flush=True,
-            )
+        report(
+            f"{steps} of {total} steps per task: success {success}, return {scores.mean_return:.1f}, "
+            f"{steps / max(spent, 1e-9):.1f} steps/s, {left} left"
+        )
 
     def _on_conflict(self, steps: int, network: str, conflict: Conflict) -> None:
         record = {

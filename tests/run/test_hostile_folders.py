@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,46 @@ def test_a_pipe_or_a_huge_file_in_place_of_a_status_or_log_blocks_and_fills_noth
     assert "eval.jsonl cannot be read (it has more than" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "progress.csv",
+        "eval.jsonl",
+        "conflict.jsonl",
+        "events.out.tfevents.9.x",
+        "meta.json",
+        "STATUS",
+        "STATUS.tmp",
+    ],
+)
+def test_a_pipe_or_a_folder_in_a_files_place_is_refused_before_anything_is_changed(
+    stopped, capfd, name, make
+):
+    (stopped / name).unlink(missing_ok=True)
+    make(stopped / name)
+    before = contents(stopped)
+    capfd.readouterr()
+    assert cli.main(["train", f"--resume={stopped}"]) == 2
+    assert capfd.readouterr().err == f"mtrl: run_dir: {stopped / name} is no regular file\n"
+    assert contents(stopped) == before
+
+
+def test_a_log_that_was_made_huge_is_cut_back_without_being_read_into_memory(stopped, undisturbed):
+    for name in ("progress.csv", "eval.jsonl", "conflict.jsonl"):
+        (stopped / name).touch()
+        os.truncate(stopped / name, 2**40)  # more than any memory, and hours of reading
+    assert cli.main(["train", f"--resume={stopped}"]) == 0
+    assert written(stopped) == undisturbed
+
+
+@pytest.mark.parametrize("number", ["abc", "²", "9" * 3000])
+def test_a_lock_that_names_no_process_is_nobodys(stopped, number):
+    (stopped / "STATUS").write_text("RUNNING\n")
+    (stopped / ".lock").write_text(f"mtrl-run-1 {number} 1 {socket.gethostname()}\n")
+    assert RunFolder(stopped).status.startswith("KILLED")
+
+
 def test_rows_that_are_lost_or_flipped_while_a_run_goes_on_are_written_anew(tmp_path):
     checkpoints, replay = Checkpoints(tmp_path / "checkpoint"), TaskReplay(2, 50, 3, 1)
 
@@ -201,6 +242,12 @@ def test_a_damaged_meta_file_is_made_anew_by_a_resume(stopped, capfd):
     assert train(stopped) == 0
     assert json.loads((stopped / "meta.json").read_text())["protocol"]["name"].startswith("point-")
     assert cli.main(["compare", str(stopped)]) == 0
+
+
+def test_a_meta_file_of_other_types_does_not_keep_a_run_from_going_on(stopped):
+    (stopped / "meta.json").write_text('{"protocol": {}, "resumed": 3}')
+    assert cli.main(["train", f"--resume={stopped}"]) == 0
+    assert len(json.loads((stopped / "meta.json").read_text())["resumed"]) == 1
 
 
 def test_tensorboards_files_are_in_order_whatever_the_clock_says(stopped, monkeypatch, undisturbed):

@@ -32,6 +32,20 @@ METAWORLD = [
 ]  # fmt: skip
 
 
+STOPS_ITSELF = """
+import os, signal, sys
+from mtrl import cli
+from mtrl.train import Trainer
+remember = Trainer._remember
+def stop(self, *arguments):
+    remember(self, *arguments)
+    if self.num_timesteps // self.envs.num_envs == 49:
+        os.kill(os.getpid(), signal.SIGTERM)
+Trainer._remember = stop
+sys.exit(cli.main(["train", *sys.argv[1:]]))
+"""
+
+
 def send(number: int):
     return lambda trainer: os.kill(os.getpid(), number)
 
@@ -498,6 +512,18 @@ def test_a_finished_run_is_done_whatever_becomes_of_its_table(tmp_path, monkeypa
     monkeypatch.setattr("mtrl.run.session.show", fail)
     assert train(tmp_path / "run") == 0
     assert status(tmp_path / "run").startswith("DONE")
+
+
+def test_a_stopped_run_is_interrupted_and_a_started_one_trains_where_the_output_is_full(
+    tmp_path, undisturbed
+):
+    command = [sys.executable, "-c", STOPS_ITSELF, *POINT, f"--run_dir={tmp_path / 'run'}"]
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, stdout=full, timeout=100).returncode == 4
+        assert status(tmp_path / "run").startswith("INTERRUPTED by SIGTERM at 50 ")
+        again = [sys.executable, "-m", "mtrl.cli", "train", f"--resume={tmp_path / 'run'}"]
+        assert subprocess.run(again, stdout=full, timeout=100).returncode == 0
+    assert written(tmp_path / "run") == undisturbed
 
 
 def test_a_log_that_is_no_terminal_tells_at_every_evaluation_where_training_stands(tmp_path, capfd):
