@@ -52,6 +52,7 @@ from mtrl.run.checkpoint import CheckpointError, Checkpoints
 FORMAT = "mtrl-run-1"
 MARK = FORMAT.encode()
 MOST_BYTES = 2**24  # of meta.json
+MOST_LOG = 2**32  # bytes of a log that are looked at
 EVENTS = "events.out.tfevents."
 
 
@@ -367,10 +368,13 @@ def _clock_after(stamp: int) -> Iterator[None]:
 
 
 def _rows(file: Path, most: int | None = None) -> tuple[int, int]:
-    """How many whole lines begin the file, counted up to ``most``, and where the last of them ends."""
+    """How many whole lines begin the file, counted up to ``most``, and where the last of them ends.
+
+    Of a file of absurd size only :data:`MOST_LOG` bytes are looked at.
+    """
     count = end = position = 0
     with os.fdopen(open_own(file, os.O_RDONLY), "rb") as opened:
-        while (most is None or count < most) and (piece := opened.read(2**20)):
+        while position < MOST_LOG and (most is None or count < most) and (piece := opened.read(2**20)):
             found = 0
             while (most is None or count < most) and (found := piece.find(b"\n", found) + 1):
                 count, end = count + 1, position + found

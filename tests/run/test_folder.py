@@ -17,13 +17,6 @@ from mtrl.config import ConfigError
 from mtrl.run.folder import CsvWriter, RunFolder
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert train(folder) == 0
-    return written(folder)
-
-
 @pytest.fixture
 def disk(tmp_path):
     """A file system of 3 MB of its own; ``mount(options)`` changes it."""

@@ -20,13 +20,6 @@ from mtrl.run.checkpoint import Checkpoints
 from mtrl.run.folder import RunFolder
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert train(folder) == 0
-    return written(folder)
-
-
 @pytest.fixture
 def stopped(tmp_path, monkeypatch) -> Path:
     """A run that was stopped in its middle."""
@@ -147,6 +140,15 @@ def test_a_log_that_was_made_huge_is_cut_back_without_being_read_into_memory(sto
         os.truncate(stopped / name, 2**40)  # more than any memory, and hours of reading
     assert cli.main(["train", f"--resume={stopped}"]) == 0
     assert written(stopped) == undisturbed
+
+
+def test_a_log_that_is_nothing_but_a_hole_is_named_and_cut(stopped, monkeypatch, capfd):
+    monkeypatch.setattr("mtrl.run.folder.MOST_LOG", 2**22)
+    (stopped / "progress.csv").write_text("")
+    os.truncate(stopped / "progress.csv", 2**40)
+    assert cli.main(["train", f"--resume={stopped}"]) == 0
+    assert "progress.csv has 0 of the 3 lines" in capfd.readouterr().err
+    assert (stopped / "progress.csv").stat().st_size < 2**20
 
 
 @pytest.mark.parametrize("number", ["abc", "²", "9" * 3000])

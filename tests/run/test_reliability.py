@@ -61,14 +61,6 @@ def kill_worker(trainer):
     os.kill(trainer.envs._groups[0].pid, signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """What the tiny run writes when nothing happens."""
-    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    assert train(folder) == 0
-    return written(folder)
-
-
 @pytest.mark.parametrize(
     "optimizer", ["unitary", "pcgrad", "cagrad", "famo", "gradvac", "uncertainty", "nash_mtl"]
 )
