@@ -17,7 +17,7 @@ import torch
 from numba import carray, types
 from numba.extending import overload
 
-from mtrl.fast.rows import EPS
+from mtrl.fast import EPS
 
 REORDER = {"reassoc", "contract", "nsz", "arcp"}  # sums fill a vector register; what is not finite stays so
 ZERO, ONE, HALF = np.float32(0), np.float32(1), np.uint32(16)

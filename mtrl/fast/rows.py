@@ -13,7 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-EPS = 1e-5  # torch's default
+from mtrl.fast import EPS
+
 DTYPES = (torch.float32, torch.bfloat16)
 
 
