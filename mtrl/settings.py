@@ -80,9 +80,8 @@ def whole_number(key: str, text: str, low: int, high: int) -> int:
 def config_names() -> dict[str, Path]:
     """The shipped configs: what ``--config`` takes, and the files."""
     folder = next(folder for folder in CONFIG_FOLDERS if folder.is_dir())
-    return {
-        path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
-    }
+    names = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
+    return {name: names[name] for name in sorted(names) if not name.startswith(("experiments/", "claims/"))}
 
 
 def find_config(name: str) -> Path:
