@@ -67,11 +67,33 @@ def _check_fields(config: object, prefix: str = "") -> None:
 
 
 @dataclass(frozen=True)
+class ArchitectureConfig:
+    """The networks of actor and critic.
+
+    Args:
+        name: as ``mtrl list networks`` has it, or ``module:Class`` of one's own. For the actor or the critic alone null
+            is what ``agent.network`` says.
+        options: of its class, by name.
+    """
+
+    name: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(
+            self.name is not None or not self.options,
+            "options",
+            self.options,
+            "left out where no name is given",
+        )
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """A fully connected network and the step that trains it (both networks have these).
 
     Args:
-        hidden: widths of the hidden layers.
+        hidden: widths of the hidden layers (``mtrl list networks`` says what other networks do with them).
         activation: the non-linearity behind each hidden layer.
         blocks: residual blocks behind the hidden layers, of the last one's width: each is linear,
             activation, linear, and adds what came in. With ``layer_norm`` and one hidden layer this
@@ -103,6 +125,7 @@ class NetworkConfig:
     decay_on: Literal["matrices", "as_published"] = "matrices"
     decay: Literal["coupled", "decoupled"] = "decoupled"
     max_grad_norm: float | None = None
+    network: ArchitectureConfig = field(default_factory=ArchitectureConfig)
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -257,6 +280,7 @@ class AgentConfig:
 
     actor: ActorConfig = field(default_factory=ActorConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
+    network: ArchitectureConfig = field(default_factory=lambda: ArchitectureConfig("mlp"))
     temperature: TemperatureConfig = field(default_factory=TemperatureConfig)
     gamma: float = 0.99
     tau: float = 0.005
@@ -281,6 +305,11 @@ class AgentConfig:
             f"from 1 to {MOST_WIDTH}",
         )
         _check(0 < self.ema_coefficient <= 1, "ema_coefficient", self.ema_coefficient, "in (0, 1]")
+        _check(self.network.name, "network.name", self.network.name, "a network (`mtrl list networks`)")
+
+    def architecture(self, config: NetworkConfig) -> ArchitectureConfig:
+        """Of the actor or the critic, whose config is given."""
+        return config.network if config.network.name else self.network
 
 
 @dataclass(frozen=True)
@@ -314,14 +343,17 @@ class OptimizerConfig:
     """The multi-task optimizer.
 
     Args:
-        name: as ``mtrl list optimizers`` has it.
+        name: as ``mtrl list optimizers`` has it, or ``module:Class`` of one's own.
         options: of its class, by name.
+        apply_to: the networks whose gradients it combines; the other one takes the mean.
     """
 
     name: str = "unitary"
     options: dict[str, Any] = field(default_factory=dict)
+    apply_to: Literal["both", "critic", "actor"] = "both"
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         for option in ("name", "num_tasks", "seed", "aggregator"):
             if option in self.options:
                 raise ConfigError(

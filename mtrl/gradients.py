@@ -99,12 +99,10 @@ class WholeRows:
         return self.shared
 
     def gramian(self) -> Tensor:
-        return torch.stack([flat @ flat.T for flat in (row.flatten(1) for row in self.shared.values())]).sum(
-            0
-        )
+        return torch.stack([rows @ rows.T for rows in map(flat, self.shared.values())]).sum(0)
 
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
-        return {name: (weights @ row.flatten(1)).view(row.shape[1:]) for name, row in self.shared.items()}
+        return {name: (weights @ flat(row)).view(row.shape[1:]) for name, row in self.shared.items()}
 
 
 def over_tasks(function: Callable[..., Any], *args: Any) -> Any:
@@ -154,7 +152,12 @@ FACTORED = Path(all_at_once, factored_gradients)
 
 def jacobian(rows: Rows) -> Tensor:
     """The rows as one matrix ``[T, P]``."""
-    return torch.cat([row.flatten(1) for row in rows.values()], dim=1)
+    return torch.cat([flat(row) for row in rows.values()], dim=1)
+
+
+def flat(rows: Tensor) -> Tensor:
+    """``[T, *shape]`` → ``[T, n]``; a number per task is ``[T, 1]``."""
+    return rows.reshape(len(rows), -1)
 
 
 def as_parameters(vector: Tensor, rows: Rows) -> dict[str, Tensor]:

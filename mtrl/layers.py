@@ -19,14 +19,14 @@ class Layer(NamedTuple):
     """Linear → dropout → LayerNorm → activation; what is None is left out.
 
     Attributes:
-        weight, bias: ``[out, in]`` and ``[out]``.
+        weight, bias: ``[out, in]`` and ``[out]``; no bias is None.
         gamma, beta: of the LayerNorm, ``[out]``.
         activation: a name in :data:`ACTIVATIONS`.
         mask: what dropout multiplies by, ``[B, out]``.
     """
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     gamma: Tensor | None = None
     beta: Tensor | None = None
     activation: str | None = None
@@ -49,16 +49,26 @@ class PlainLayers:
             if layer.mask is not None:
                 x = x * layer.mask
             if layer.gamma is not None:
-                x = F.layer_norm(x, layer.gamma.shape, layer.gamma, layer.beta)
+                x = layer_norm(x, layer.gamma, layer.beta)
             if layer.activation is not None:
                 x = ACTIVATIONS[layer.activation](x)
         return x
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """A weight ``[T, out, in]`` takes ``x [T, B, in]``."""
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A weight ``[T, out, in]``, always with a bias, takes ``x [T, B, in]``."""
         wide = x.dtype
         if self.dtype != torch.float32:  # else in the parameters' dtype: float64 stays exact
-            x, weight, bias = (t.to(self.dtype) for t in (x, weight, bias))
+            x, weight = x.to(self.dtype), weight.to(self.dtype)
+            bias = None if bias is None else bias.to(self.dtype)
         if weight.dim() == 3:
+            assert bias is not None
             return torch.baddbmm(bias.unsqueeze(1), x, weight.mT).to(wide)
         return F.linear(x, weight, bias).to(wide)
+
+
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
+    """LayerNorm over the last axis; ``gamma [T, n]`` and ``beta`` of each task take ``x [T, B, n]``."""
+    if gamma.dim() == 1:
+        return F.layer_norm(x, gamma.shape, gamma, beta)
+    assert beta is not None
+    return torch.addcmul(beta.unsqueeze(-2), F.layer_norm(x, gamma.shape[-1:]), gamma.unsqueeze(-2))

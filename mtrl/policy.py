@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.func import vmap
 
-from mtrl.config import MOST_WIDTH, ActorConfig
+from mtrl.config import MOST_WIDTH, ActorConfig, ArchitectureConfig, ConfigError
 from mtrl.files import write_synced
 from mtrl.networks import Actor, Parameters, TaskInput, call, squashed_sample
 from mtrl.replay import free_memory
 
-FORMAT = "mtrl-policy-2"
+FORMAT = "mtrl-policy-3"
 MOST_TASKS = 1_000
 Array = npt.NDArray[Any]
 
@@ -68,10 +70,13 @@ class Policy:
         """
         obs, one_hot = observations[:, : self.obs_dim], observations[:, self.obs_dim :]
         shared, private = self.parameters
-        own = {name: stacked[one_hot.argmax(1)] for name, stacked in private.items()}
+        own = Parameters(shared, {name: stacked[one_hot.argmax(1)] for name, stacked in private.items()})
 
         # each row is a batch of one, and of its own task
-        mean, log_std = call(self.actor, Parameters(shared, own), obs.unsqueeze(1), one_hot)
+        act: Callable[..., Any] = partial(call, self.actor)
+        if not self.actor.all_at_once:
+            act = vmap(act, in_dims=(Parameters(None, 0), 0, 0))  # type: ignore[arg-type]
+        mean, log_std = act(own, obs.unsqueeze(1), one_hot)
         mean, log_std = mean.squeeze(1), log_std.squeeze(1)
         return torch.tanh(mean) if noise is None else squashed_sample(mean, log_std, noise)[0]
 
@@ -102,18 +107,24 @@ class Policy:
 
     def to_bytes(self) -> bytes:
         """The file's content: equal training gives equal bytes."""
+        config, left_out = asdict(self.actor.config), self.actor.training_only
+        config["network"] = asdict(self.actor.architecture)
+        tensors = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.parameters.tensors()
+            if name not in left_out
+        }
         metadata = {
             "format": FORMAT,
             "task_names": self.task_names,
             "obs_dim": self.obs_dim,
             "action_dim": self.action_dim,
-            "actor": asdict(self.actor.config),
+            "actor": config,
             "task_input": self.actor.task_input,
-            "embedding_dim": self.actor.task_dim,
-            "private": sorted(self.parameters.private),
+            "embedding_dim": self.actor.code_dim,
+            "private": sorted(self.parameters.private.keys() & tensors.keys()),
             "info": self.info,
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.parameters.tensors()}
         metadata = json.loads(json.dumps(metadata))  # as it will be read
         metadata["sha256"] = checksum(metadata, tensors)
         content: bytes = save(tensors, {"mtrl": json.dumps(metadata, sort_keys=True)})
@@ -179,19 +190,21 @@ def _from_parts(meta: dict[str, Any], file: Any) -> Policy:
     if not (1 <= obs_dim <= MOST_WIDTH and 1 <= action_dim <= MOST_WIDTH):
         raise ValueError(f"observations of {obs_dim} and actions of {action_dim} numbers")
     task_input: TaskInput = meta["task_input"]
-    with torch.device("meta"):
-        actor = Actor(
-            obs_dim,
-            action_dim,
-            len(names),
-            ActorConfig(**meta["actor"]),
-            task_input,
-            int(meta["embedding_dim"]),
-        )
+    architecture = ArchitectureConfig(**meta["actor"].pop("network"))
+    try:
+        with torch.device("meta"):
+            actor = Actor(
+                obs_dim, action_dim, len(names), ActorConfig(**meta["actor"]), task_input,
+                int(meta["embedding_dim"]), architecture,
+            )  # fmt: skip
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    meta["actor"]["network"] = asdict(architecture)
     private = actor.private
     expected = {
         name: (len(names), *p.shape) if name in private else tuple(p.shape)
         for name, p in actor.named_parameters()
+        if name not in actor.training_only
     }
     kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     if kinds != {"F32"}:

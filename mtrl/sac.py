@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy.typing as npt
 import torch
@@ -23,7 +23,16 @@ from mtrl.fast.chain import Chains
 from mtrl.gradients import FACTORED, PLAIN, Gradient, multitask_gradient, task_share
 from mtrl.layers import PlainLayers
 from mtrl.machine import choose_kernels, choose_precision
-from mtrl.networks import MLP, Actor, Critic, Masks, Parameters, call, make_parameters, squashed_sample
+from mtrl.networks import (
+    Actor,
+    Critic,
+    LayerModule,
+    Masks,
+    Parameters,
+    call,
+    make_parameters,
+    squashed_sample,
+)
 from mtrl.optimizers import MultiTaskOptimizer, Scalarization, make_optimizer
 from mtrl.policy import Policy
 from mtrl.replay import Batch
@@ -85,23 +94,37 @@ def critic_loss(
 ) -> tuple[Tensor, Tensor]:
     """``Σ_i mean (Q_i(s, a) − y)²`` and the mean value. The paper's; SB3 has ½ of it.
 
-    For categorical critics ``Σ_i mean`` cross-entropy, and the mean expectation.
+    For categorical critics ``Σ_i mean`` cross-entropy, and the mean expectation. Auxiliary towers learn the same
+    target.
     """
-    outputs = call(nets.critic, critic, batch.obs, batch.actions, task, masks)
+    args = (batch.obs, batch.actions, task, masks)
+    (_, outputs), *more = call(nets.critic, critic, *args, method="with_auxiliary")
     values = nets.critic.values(outputs.detach()).mean(0)
-    return mean(nets.critic.loss(outputs, target), batch.weight), mean(values, batch.weight)
+    loss = mean(nets.critic.loss(outputs, target), batch.weight)
+    for weight, auxiliary in more:
+        loss = loss + weight * mean(nets.critic.loss(auxiliary, target), batch.weight)
+    return loss, mean(values, batch.weight)
 
 
 def actor_loss(
     actor: Parameters, critic: Parameters, alpha: Tensor, task: Tensor, batch: Batch,
     noise: Tensor, masks: Masks, critic_masks: Masks, nets: Networks,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """``mean (α log π(a|s) − Q(s, a))`` with ``a`` reparameterised, and the mean log π."""
-    mean_, log_std = call(nets.actor, actor, batch.obs, task, masks)
-    action, log_prob = squashed_sample(mean_, log_std, noise)
-    outputs = call(nets.critic, critic, batch.obs, action, task, critic_masks)
-    value = nets.critic.reduced(outputs)
-    loss = mean(alpha.unsqueeze(-1) * log_prob - value, batch.weight)
+    """``mean (α log π(a|s) − Q(s, a))`` with ``a`` reparameterised, and the mean log π.
+
+    An auxiliary head is a policy with a loss of its own, on the same noise.
+    """
+
+    def of(gaussian: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        action, log_prob = squashed_sample(*gaussian, noise)
+        outputs = call(nets.critic, critic, batch.obs, action, task, critic_masks)
+        value = nets.critic.reduced(outputs)
+        return mean(alpha.unsqueeze(-1) * log_prob - value, batch.weight), log_prob
+
+    (_, gaussian), *more = call(nets.actor, actor, batch.obs, task, masks, method="with_auxiliary")
+    loss, log_prob = of(gaussian)
+    for weight, auxiliary in more:
+        loss = loss + weight * of(auxiliary)[0]
     return loss, mean(log_prob.detach(), batch.weight)
 
 
@@ -124,6 +147,7 @@ class MTSAC:
         config: every setting of the agent.
         optimizer: name of the multi-task optimizer; critic and actor each get an instance.
         options: of the optimizer.
+        apply_to: the networks whose gradients it combines; the other one takes the mean.
         seed: of initialisation, exploration noise and optimizer.
         device: where everything lives.
         info: told in the policy file (see :class:`Policy`).
@@ -136,6 +160,7 @@ class MTSAC:
     def __init__(
         self, obs_dim: int, action_dim: int, task_names: tuple[str, ...], config: AgentConfig | None = None, *,
         optimizer: str = "unitary", options: dict[str, Any] | None = None,
+        apply_to: Literal["both", "critic", "actor"] = "both",
         seed: int = 0, device: torch.device | str = "cpu", info: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.config = config = config or AgentConfig()
@@ -153,23 +178,24 @@ class MTSAC:
         self.target_entropy = -float(action_dim) if wanted is None else wanted
 
         task = (config.task_input, config.embedding_dim)
-        precision = choose_precision(config.precision, device)
-        kind = choose_kernels(config.kernels, device)
-        self.path = PLAIN if kind == "plain" else FACTORED
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        run = PlainLayers(dtype) if kind == "plain" else Chains(dtype, onednn=kind == "onednn")
+        architectures = [config.architecture(part) for part in (config.actor, config.critic)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(seed, "networks"))
             actor, self.actor = make_parameters(
-                lambda: Actor(obs_dim, action_dim, T, config.actor, *task), T, device
+                lambda: Actor(obs_dim, action_dim, T, config.actor, *task, architectures[0]), T, device
             )
             critic, self.critic = make_parameters(
-                lambda: Critic(obs_dim, action_dim, T, config.critic, *task), T, device
+                lambda: Critic(obs_dim, action_dim, T, config.critic, *task, architectures[1]), T, device
             )
-        assert isinstance(actor, Actor)
-        assert isinstance(critic, Critic)
+        precision = choose_precision(config.precision, device)
+        kind = choose_kernels(config.kernels, device)
+        if not (actor.all_at_once and critic.all_at_once):
+            kind = "plain"  # written for one task: vmap makes them T
+        self.path = PLAIN if kind == "plain" else FACTORED
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        run = PlainLayers(dtype) if kind == "plain" else Chains(dtype, onednn=kind == "onednn")
         for module in (*actor.modules(), *critic.modules()):
-            if isinstance(module, MLP):
+            if isinstance(module, LayerModule):
                 module.run = run
         self.nets = Networks(actor, critic)
         self.target = self.critic.map(lambda p: p.detach().clone())
@@ -182,7 +208,7 @@ class MTSAC:
             Parameters(log_alpha, {}) if config.temperature.shared else Parameters({}, log_alpha)
         )
         with torch.device("meta"):  # acts in float32 whatever the update's precision, as a loaded file does
-            acting = Actor(obs_dim, action_dim, T, config.actor, *task)
+            acting = Actor(obs_dim, action_dim, T, config.actor, *task, architectures[0])
         averages = config.policy_tau < 1
         self.averaged = self.actor.map(lambda p: p.detach().clone()) if averages else self.actor
         self.explorer = Policy(acting, self.actor, task_names, obs_dim, action_dim)
@@ -192,13 +218,18 @@ class MTSAC:
             chosen = (options or {}) if name == optimizer else {}
             return make_optimizer(name, num_tasks=T, seed=stream(seed, f"{network} method"), **chosen)
 
-        critic_method = method(optimizer, "critic")
-        of_any_sign = "unitary" if critic_method.critic_only else optimizer
-        combine = config.temperature.combine and config.temperature.shared  # nothing else is to combine
+        def name_for(network: str) -> str:
+            if apply_to not in ("both", network):
+                return "unitary"
+            needs_positive_losses = make_optimizer(optimizer, num_tasks=T, **(options or {})).critic_only
+            return "unitary" if needs_positive_losses and network != "critic" else optimizer
+
+        # one shared temperature is all that there is to combine
+        combine = config.temperature.combine and config.temperature.shared and apply_to == "both"
         self.methods = {
-            "critic": critic_method,
-            "actor": method(of_any_sign, "actor"),
-            "temperature": method(of_any_sign if combine else "unitary", "temperature"),
+            "critic": method(name_for("critic"), "critic"),
+            "actor": method(name_for("actor"), "actor"),
+            "temperature": method(name_for("actor") if combine else "unitary", "temperature"),
         }
         self.steps = {
             "critic": make_adam(self.critic, config.critic),

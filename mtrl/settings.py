@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type
 
 import yaml
 
+from mtrl import registry
 from mtrl.config import ConfigError, TrainConfig, nearest
 from mtrl.envs import Protocol, SuiteError, preset_fields
 
@@ -32,7 +33,7 @@ WORDS: dict[Any, str] = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
 }  # fmt: skip
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-COMMAND_ONLY = ("config", "resume", "allow_changes")  # what a file may not say
+COMMAND_ONLY = ("config", "resume", "import", "allow_changes")  # what a file may not say
 
 
 def shown(value: Any) -> str:
@@ -261,12 +262,7 @@ def with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     base = with_base(beside if beside.is_file() else find_config(name), (*above, path))
     for key in ("label", "run_dir"):
         base.pop(key, None)
-    if dict(flat_items(own)).get("optimizer.name", "") not in (
-        "",
-        dict(flat_items(base)).get("optimizer.name"),
-    ):
-        base["optimizer"] = {}
-    return merged(base, own)
+    return laid_over(base, own)
 
 
 def flat_items(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -276,6 +272,20 @@ def flat_items(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield from flat_items(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """:func:`merged`; where the upper one names another class, the lower one's options go."""
+    named, before = dict(flat_items(above)), dict(flat_items(below))
+    for section in WITH_OPTIONS:
+        name = named.get(f"{section}.name")
+        if name is not None and name != before.get(f"{section}.name"):
+            inner: Any = below
+            for part in section.split("."):
+                inner = inner.get(part) if isinstance(inner, dict) else None
+            if isinstance(inner, dict):
+                inner.pop("options", None)
+    return merged(below, above)
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,6 +307,12 @@ def fields_of(cls: type) -> dict[str, Any]:
 
 
 SECTIONS: dict[str, Any] = {**fields_of(TrainConfig), "protocol": Protocol}
+WITH_OPTIONS = (
+    "optimizer",
+    "agent.network",
+    "agent.actor.network",
+    "agent.critic.network",
+)  # of the class named
 
 
 def _class(hint: Any) -> type:
@@ -317,7 +333,7 @@ def check_keys(content: Mapping[str, Any], more: Sequence[str] = ()) -> None:
     known = [*known_names(), *more]
     sections = {name.rpartition(".")[0] for name in known}
     for key, _ in flat_items(content):
-        if key in known or key.startswith("optimizer.options."):
+        if key in known or any(key.startswith(f"{name}.options.") for name in WITH_OPTIONS):
             continue
         if key in COMMAND_ONLY:
             raise ConfigError(f"{key}: a file cannot say it; give --{key} on the command line")
@@ -454,7 +470,9 @@ def parse_train(arguments: Sequence[str]) -> Request:
                 _missing(key)
             value = given
         if key == "config":
-            files = merged(files, load_config(find_config(value))) if value else _missing(key)
+            files = laid_over(files, load_config(find_config(value))) if value else _missing(key)
+        elif key == "import":
+            registry.trust(value)
         elif key == "resume":
             resume = path_of("resume", value) if value else _missing(key)
             if not (resume / "config.yaml").is_file():
@@ -466,7 +484,9 @@ def parse_train(arguments: Sequence[str]) -> Request:
         else:
             check_keys(nested(key, None))
             own = merged(own, nested(key, value_of(key, value)))
-    settings = merged(merged(files, {"protocol": dict(preset)} if preset else {}), own)
+            if key.removesuffix(".name") in WITH_OPTIONS:
+                registry.trust(value.partition(":")[0])  # who types a module's name knows its code
+    settings = laid_over(merged(files, {"protocol": dict(preset)} if preset else {}), own)
     check_keys(settings)
     values = {
         name: convert(hint, settings[name], name) for name, hint in SECTIONS.items() if name in settings

@@ -86,7 +86,7 @@ def mlp(x: Tensor, w: Weights, prefix: str) -> Tensor:
 
 def act(obs: Tensor, w: Weights, recipe: Recipe, t: int, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Action and log π: the density of tanh(u), u normal, by the change of variables."""
-    mean, raw = mlp(with_code(obs, w, recipe, t), w, "net.").chunk(2, 1)
+    mean, raw = mlp(with_code(obs, w, recipe, t), w, "net.stack.").chunk(2, 1)
     low, high = recipe.log_std
     log_std = low + (high - low) / 2 * (raw.tanh() + 1)
     u = mean + log_std.exp() * noise
@@ -98,7 +98,7 @@ def act(obs: Tensor, w: Weights, recipe: Recipe, t: int, noise: Tensor) -> tuple
 
 def outputs(obs: Tensor, action: Tensor, w: Weights, recipe: Recipe, t: int) -> list[Tensor]:
     x = with_code(torch.cat([obs, action], 1), w, recipe, t)
-    return [mlp(x, w, f"nets.{n}.") for n in range(recipe.critics)]
+    return [mlp(x, w, f"nets.{n}.stack.") for n in range(recipe.critics)]
 
 
 def grid(recipe: Recipe) -> Tensor:

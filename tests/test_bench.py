@@ -138,9 +138,9 @@ def test_the_update_written_by_hand_is_the_agent_s(layer_norm: bool) -> None:
         """Every parameter by hand and the agent's; by hand the action comes behind the one-hot, not before."""
         order = [*range(39), *range(43, 46), *range(39, 43)]
         for parameters, networks in (
-            (agent.actor, {"net": plain.actor}),
-            (agent.critic, {f"nets.{i}": critic for i, critic in enumerate(plain.critics)}),
-            (agent.target, {f"nets.{i}": critic for i, critic in enumerate(plain.targets)}),
+            (agent.actor, {"net.stack": plain.actor}),
+            (agent.critic, {f"nets.{i}.stack": critic for i, critic in enumerate(plain.critics)}),
+            (agent.target, {f"nets.{i}.stack": critic for i, critic in enumerate(plain.targets)}),
         ):
             left = dict(parameters.shared)
             for prefix, network in networks.items():

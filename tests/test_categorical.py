@@ -111,12 +111,14 @@ def constant_critics(**options: object) -> tuple[Networks, Parameters]:
         )
     parameters = {}
     for i, p in enumerate(([0.25, 0.25, 0.5], [0.5, 0.5, 1e-9])):
-        parameters[f"nets.{i}.output.weight"] = torch.zeros(3, 2)
-        parameters[f"nets.{i}.output.bias"] = torch.tensor(p).log()
+        parameters[f"nets.{i}.stack.output.weight"] = torch.zeros(3, 2)
+        parameters[f"nets.{i}.stack.output.bias"] = torch.tensor(p).log()
     return nets, Parameters(parameters, {})
 
 
-ACTOR = Parameters({"net.output.weight": torch.zeros(2, 1), "net.output.bias": torch.zeros(2)}, {})
+ACTOR = Parameters(
+    {"net.stack.output.weight": torch.zeros(2, 1), "net.stack.output.bias": torch.zeros(2)}, {}
+)
 TASK = torch.ones(1)
 
 
@@ -154,9 +156,9 @@ def test_every_target_has_the_scalar_bellman_targets_mean(loss, reduction):
     wide = {}
     for i, value in enumerate((0.5, -1.0)):  # two-hot critics of these values, or the values themselves
         grid = torch.linspace(-20, 20, 201)
-        wide[f"nets.{i}.output.weight"] = torch.zeros(201 if loss != "squared" else 1, 2)
+        wide[f"nets.{i}.stack.output.weight"] = torch.zeros(201 if loss != "squared" else 1, 2)
         bias = (two_hot(torch.tensor(value), grid) + 1e-12).log()
-        wide[f"nets.{i}.output.bias"] = bias if loss != "squared" else torch.tensor([value])
+        wide[f"nets.{i}.stack.output.bias"] = bias if loss != "squared" else torch.tensor([value])
     target = torch.tensor(target_of(nets, Parameters(wide, {}), alpha=0.5))
     means = target if loss == "squared" else target @ torch.linspace(-20, 20, 201)
     value = {"min": -1.0, "mean": -0.25}[reduction]
@@ -170,7 +172,9 @@ def test_no_target_lies_above_the_ceiling(loss):
     if loss == "squared":
         critic = Parameters(
             {
-                f"nets.{i}.output.{kind}": torch.zeros(1, 2) if kind == "weight" else torch.tensor([5.0])
+                f"nets.{i}.stack.output.{kind}": torch.zeros(1, 2)
+                if kind == "weight"
+                else torch.tensor([5.0])
                 for i in range(2)
                 for kind in ("weight", "bias")
             },

@@ -23,6 +23,8 @@ LAYERS = [
         "mtrl.fast",
         "mtrl.machine",
         "mtrl.networks",
+        "mtrl.parameters",
+        "mtrl.registry",
         "mtrl.replay",
         "mtrl.rewards",
         "mtrl.streams",

@@ -196,19 +196,19 @@ def test_metadata_that_is_no_policys_is_refused(tmp_path, text):
 
 def test_tensors_that_do_not_fit_the_architecture_are_refused_by_name(make_agent, tmp_path):
     policy = make_agent().policy
-    policy.parameters.shared["net.output.bias"] = torch.zeros(5)
+    policy.parameters.shared["net.stack.output.bias"] = torch.zeros(5)
     policy.save(tmp_path / "p.safetensors")
     assert refused(tmp_path / "p.safetensors").endswith(
-        "(tensors do not fit the architecture: net.output.bias)"
+        "(tensors do not fit the architecture: net.stack.output.bias)"
     )
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(make_agent, tmp_path):
     policy = make_agent().policy
     with torch.no_grad():
-        policy.parameters.shared["net.hidden.0.weight"][1, 2] = torch.nan
+        policy.parameters.shared["net.stack.hidden.0.weight"][1, 2] = torch.nan
     policy.save(tmp_path / "p.safetensors")
-    assert refused(tmp_path / "p.safetensors").endswith("(non-finite numbers in net.hidden.0.weight)")
+    assert refused(tmp_path / "p.safetensors").endswith("(non-finite numbers in net.stack.hidden.0.weight)")
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element")
@@ -237,7 +237,7 @@ def test_a_file_of_another_format_is_refused_by_it(policy, tmp_path):
     for other in ("mtrl-policy-1", "mtrl-policy-9"):
         metadata["format"] = other
         save_file(tensors, tmp_path / "other.safetensors", metadata={"mtrl": json.dumps(metadata)})
-        assert f"(format '{other}', this version reads 'mtrl-policy-2')" in refused(
+        assert f"(format '{other}', this version reads 'mtrl-policy-3')" in refused(
             tmp_path / "other.safetensors"
         )
 

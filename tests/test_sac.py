@@ -49,13 +49,15 @@ def nets() -> Networks:
         )
 
 
-ACTOR = Parameters({"net.output.weight": torch.zeros(2, 1), "net.output.bias": torch.zeros(2)}, {})
+ACTOR = Parameters(
+    {"net.stack.output.weight": torch.zeros(2, 1), "net.stack.output.bias": torch.zeros(2)}, {}
+)
 CRITIC = Parameters(
     {
-        "nets.0.output.weight": torch.tensor([[1.0, 2.0]]),
-        "nets.0.output.bias": torch.zeros(1),
-        "nets.1.output.weight": torch.zeros(1, 2),
-        "nets.1.output.bias": torch.tensor([3.0]),
+        "nets.0.stack.output.weight": torch.tensor([[1.0, 2.0]]),
+        "nets.0.stack.output.bias": torch.zeros(1),
+        "nets.1.stack.output.weight": torch.zeros(1, 2),
+        "nets.1.stack.output.bias": torch.tensor([3.0]),
     },
     {},
 )
@@ -168,16 +170,16 @@ def flat_parameters(agent: MTSAC, oracle: SAC) -> tuple[list[torch.Tensor], list
     net = agent.actor.shared
     for i, layer in enumerate((0, 2)):
         for kind in ("weight", "bias"):
-            ours.append(net[f"net.hidden.{i}.{kind}"])
+            ours.append(net[f"net.stack.hidden.{i}.{kind}"])
             theirs.append(getattr(oracle.actor.latent_pi[layer], kind))
     for kind in ("weight", "bias"):
-        ours += [net[f"net.output.{kind}"][:2], net[f"net.output.{kind}"][2:]]
+        ours += [net[f"net.stack.output.{kind}"][:2], net[f"net.stack.output.{kind}"][2:]]
         theirs += [getattr(oracle.actor.mu, kind), getattr(oracle.actor.log_std, kind)]
     for parameters, critic in ((agent.critic, oracle.critic), (agent.target, oracle.critic_target)):
         for n, q in enumerate(critic.q_networks):
             for name, layer in (("hidden.0", 0), ("hidden.1", 2), ("output", 4)):
                 for kind in ("weight", "bias"):
-                    ours.append(parameters.shared[f"nets.{n}.{name}.{kind}"])
+                    ours.append(parameters.shared[f"nets.{n}.stack.{name}.{kind}"])
                     theirs.append(getattr(q[layer], kind))
     ((_, log_alpha),) = agent.temperature.tensors()
     return [*ours, log_alpha], [*theirs, oracle.log_ent_coef]
@@ -247,8 +249,8 @@ def test_the_gradients_are_stable_baselines3s_and_the_critics_twice_its(pair, ma
     critic = [agent.critic.shared[name].grad for name in agent.critic.shared]
     torch.testing.assert_close(flat(critic), 2 * flat(caught["critic"]), rtol=1e-4, atol=1e-5)
     net = agent.actor.shared
-    hidden = [net[f"net.hidden.{i}.{kind}"].grad for i in (0, 1) for kind in ("weight", "bias")]
-    weight, bias = net["net.output.weight"].grad, net["net.output.bias"].grad
+    hidden = [net[f"net.stack.hidden.{i}.{kind}"].grad for i in (0, 1) for kind in ("weight", "bias")]
+    weight, bias = net["net.stack.output.weight"].grad, net["net.stack.output.bias"].grad
     actor = [*hidden, weight[:2], bias[:2], weight[2:], bias[2:]]
     torch.testing.assert_close(flat(actor), flat(caught["actor"]), rtol=1e-4, atol=1e-5)
     ((_, log_alpha),) = agent.temperature.tensors()
@@ -611,7 +613,7 @@ def test_updates_a_saved_state_and_updates_are_all_updates_bit_for_bit(make_agen
     assert torch.equal(resumed.act(observations), straight.act(observations))  # policy and generator
     train(stopped, range(3, 5))
     assert not torch.equal(
-        stopped.actor.shared["net.hidden.0.weight"], resumed.actor.shared["net.hidden.0.weight"]
+        stopped.actor.shared["net.stack.hidden.0.weight"], resumed.actor.shared["net.stack.hidden.0.weight"]
     )
 
 

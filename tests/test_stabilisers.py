@@ -13,7 +13,7 @@ from mtrl.cli import main
 from mtrl.config import AgentConfig, ConfigError, NetworkConfig, ReplayConfig
 from mtrl.envs import Protocol, make_suite
 from mtrl.gradients import BY_LOOP, FACTORED, PLAIN
-from mtrl.networks import MLP, Parameters
+from mtrl.networks import Parameters, Stack
 from mtrl.policy import load_policy
 from mtrl.replay import TaskReplay
 from mtrl.rewards import MovingAverage, RewardScale, RunningSigma, make_reward_scale
@@ -29,7 +29,7 @@ NEVER = torch.tensor([False, False])
 
 def test_a_block_adds_linear_norm_activation_linear_norm_to_its_input():
     torch.manual_seed(0)
-    net = MLP(3, 2, NetworkConfig(hidden=(5,), blocks=2, layer_norm=True))
+    net = Stack(3, 2, NetworkConfig(hidden=(5,), blocks=2, layer_norm=True))
     assert [tuple(layer.weight.shape) for layer in net.hidden] == [(5, 3), *[(5, 5)] * 4]
     for norm in net.norms:  # not the identity that a fresh LayerNorm nearly is
         torch.nn.init.normal_(norm.weight)
@@ -43,8 +43,8 @@ def test_a_block_adds_linear_norm_activation_linear_norm_to_its_input():
 
 
 def test_blocks_of_zeros_pass_their_input_on():
-    net = MLP(3, 2, NetworkConfig(hidden=(6, 5), blocks=3))
-    plain_net = MLP(3, 2, NetworkConfig(hidden=(6, 5)))
+    net = Stack(3, 2, NetworkConfig(hidden=(6, 5), blocks=3))
+    plain_net = Stack(3, 2, NetworkConfig(hidden=(6, 5)))
     weights = dict(net.named_parameters())
     for i in (3, 5, 7):  # the second layer of each block
         for kind in ("weight", "bias"):
@@ -58,7 +58,7 @@ def test_a_blocks_masks_drop_behind_each_of_its_linear_layers(make_agent):
     agent = make_agent(2, hidden=(8,), critic={"dropout": 0.5, "blocks": 1}, actor={"blocks": 2})
     noise = agent.draw_noise(5)
     assert [m.shape for m in noise.critic_masks] == [(2, 5, 8)] * 3 * 2  # 1 + 2 layers of two critics
-    net = MLP(3, 1, NetworkConfig(hidden=(4,), blocks=1))
+    net = Stack(3, 1, NetworkConfig(hidden=(4,), blocks=1))
     x, ones, zeros = torch.randn(5, 3), torch.ones(5, 4), torch.zeros(5, 4)
     first = net.output(torch.relu(net.hidden[0](x)))
     torch.testing.assert_close(net(x, (ones, ones, zeros)), first)  # the block adds nothing

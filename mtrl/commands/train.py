@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from mtrl.config import ConfigError, OptimizerConfig, TrainConfig
+from mtrl.config import AgentConfig, ConfigError, OptimizerConfig, TrainConfig
 from mtrl.envs import Protocol, make_suite
 from mtrl.envs.vec import SuiteVecEnv
 from mtrl.machine import choose_threads
+from mtrl.networks import Actor, Critic, Stack
 from mtrl.optimizers import OptimizerError, make_optimizer
 from mtrl.replay import TaskReplay, free_memory
 from mtrl.run.folder import RunFolder, describe_run
@@ -28,6 +29,7 @@ def main(arguments: list[str]) -> int:
         return print_help()
     request = parse_train(arguments)
     check_optimizer(request.config.optimizer, len(request.protocol.task_names))
+    networks_without_memory(request.config.agent, 1, 1, len(request.protocol.task_names))  # refuses bad ones
     if request.print_config:
         print(request.text, end="")
         return 0
@@ -153,7 +155,7 @@ def build(config: TrainConfig, protocol: Protocol, device: torch.device) -> tupl
     require_memory(config, obs_dim, action_dim, len(names), device)
     agent = MTSAC(
         obs_dim, action_dim, names, config.agent,
-        optimizer=config.optimizer.name, options=config.optimizer.options,
+        optimizer=config.optimizer.name, options=config.optimizer.options, apply_to=config.optimizer.apply_to,
         seed=config.seed, device=device,
         info={"protocol": protocol.to_dict(), "seed": config.seed},
     )  # fmt: skip
@@ -175,28 +177,43 @@ def require_memory(
     """Refuse networks and batches that this machine cannot hold, before any memory is taken.
 
     Counts the weights four times (Adam has two more, a gradient one), once more where an average of them
-    is kept (the target, an averaged policy), and of a batch its rows and one activation per hidden unit.
+    is kept (the target, an averaged policy), and of a batch one activation per hidden unit.
 
     Raises:
         ConfigError: it says how much is needed and how much there is.
     """
     agent, free = config.agent, free_memory(device)
-    task = num_tasks if agent.task_input == "one_hot" else agent.embedding_dim
-    rows = num_tasks * config.replay.batch_size
-    heads = num_tasks if agent.task_input == "heads" else 1
-    atoms = 1 if agent.critic.loss == "squared" else agent.critic.atoms
-    for key, network, inputs, outputs, count, copies in (
-        ("actor", agent.actor, obs_dim + task, 2 * action_dim, 1, 4 + (agent.policy_tau < 1)),
-        ("critic", agent.critic, obs_dim + action_dim + task, atoms, agent.critic.ensemble, 5),
+    actor, critic = networks_without_memory(agent, obs_dim, action_dim, num_tasks)
+    for key, module, part, count, copies in (
+        ("actor", actor, agent.actor, 1, 4 + (agent.policy_tau < 1)),
+        ("critic", critic, agent.critic, agent.critic.ensemble, 5),
     ):
-        widths = [inputs, *network.widths]
-        weights = sum(a * b for a, b in itertools.pairwise(widths)) + widths[-1] * outputs * heads
-        needed = 4 * count * (copies * weights + rows * (sum(widths) + outputs))
+        private = module.private
+        weights = sum(p.numel() * (num_tasks if n in private else 1) for n, p in module.named_parameters())
+        units = sum(sum(stack.widths) for stack in module.modules() if isinstance(stack, Stack))
+        needed = 4 * count * (copies * weights + num_tasks * config.replay.batch_size * units)
         if needed > free:
             raise ConfigError(
-                f"agent.{key}.hidden: {list(network.hidden)} with replay.batch_size {config.replay.batch_size} "
+                f"agent.{key}.hidden: {list(part.hidden)} with replay.batch_size {config.replay.batch_size} "
                 f"takes at least {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
             )
+
+
+def networks_without_memory(
+    agent: AgentConfig, obs_dim: int, action_dim: int, num_tasks: int
+) -> tuple[Actor, Critic]:
+    """The actor and one critic of the ensemble, as shapes alone.
+
+    Raises:
+        ConfigError: there is no such network or option.
+    """
+    how = (agent.task_input, agent.embedding_dim)
+    actor, critic = replace(agent.actor, init="torch"), replace(agent.critic, init="torch", ensemble=1)
+    with torch.device("meta"):
+        return (
+            Actor(obs_dim, action_dim, num_tasks, actor, *how, agent.architecture(actor)),
+            Critic(obs_dim, action_dim, num_tasks, critic, *how, agent.architecture(critic)),
+        )
 
 
 def default_folder(config: TrainConfig, protocol: Protocol) -> Path:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrl.fast import rows
-from mtrl.layers import ACTIVATIONS, Layer, PlainLayers
+from mtrl.layers import ACTIVATIONS, Layer, PlainLayers, layer_norm
 
 
 class Factors(NamedTuple):
@@ -107,7 +107,8 @@ class Chains:
         """``[T, B, in]`` → ``[T, B, out]``; weights ``[out, in]``, or one per task ``[T, out, in]``."""
         links: list[Link] = []
         for weight, bias, gamma, beta, activation, mask in layers:
-            if weight.dim() == 2 and mask is None and activation in (None, "relu"):
+            own_norm = gamma is not None and gamma.dim() == 2
+            if weight.dim() == 2 and mask is None and activation in (None, "relu") and not own_norm:
                 links.append(Link(weight, bias, gamma, beta, activation == "relu"))
                 continue
             if weight.dim() == 3:
@@ -116,7 +117,7 @@ class Chains:
                 x = self._run(x, [*links, Link(weight, bias)])
             x = x if mask is None else x * mask
             if gamma is not None:
-                x = self._run(x, [Link(None, None, gamma, beta)])
+                x = layer_norm(x, gamma, beta) if own_norm else self._run(x, [Link(None, None, gamma, beta)])
             x = x if activation is None else ACTIVATIONS[activation](x)
             links = []
         return self._run(x, links)
@@ -149,11 +150,10 @@ class _Chain(torch.autograd.Function):
         links = [Link(*tensors[4 * i : 4 * i + 4], relu) for i, relu in enumerate(relus)]  # type: ignore[call-arg,arg-type]
         for link in links:
             weight = entered = None
-            if link.weight is not None and link.bias is not None:
+            if link.weight is not None:
                 entered, weight = x.to(how.narrow), link.weight.to(how.narrow)
-                x = linear(
-                    entered, weight, link.bias.to(how.narrow), link.relu and link.gamma is None, how.onednn
-                )
+                bias = None if link.bias is None else link.bias.to(how.narrow)
+                x = linear(entered, weight, bias, link.relu and link.gamma is None, how.onednn)
             before, mean, rstd = x, None, None
             if link.gamma is not None:
                 # a result that goes straight into the next product is rounded for it, no other is
@@ -194,8 +194,9 @@ class _Chain(torch.autograd.Function):
                 d = d.to(how.narrow)
                 if wanted:
                     by_task = d.view(tasks, -1, d.shape[-1])
-                    bias = sums[:, 2] if gamma is not None else by_task.sum(1).to(how.wide)
-                    give(4 * i + 1, bias)
+                    if ctx.parameters[4 * i + 1] is not None:
+                        bias = sums[:, 2] if gamma is not None else by_task.sum(1).to(how.wide)
+                        give(4 * i + 1, bias)
                     if how.tape is None:
                         found[4 * i] = product(d.t(), entered.t(), how.onednn).to(how.wide)
                     else:
@@ -206,7 +207,7 @@ class _Chain(torch.autograd.Function):
         return None, None, d.to(how.wide) if ctx.needs_input_grad[2] else None, *found
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, relu: bool, onednn: bool) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, onednn: bool) -> Tensor:
     """``[m, k]`` → ``[m, n]``, with relu where wanted."""
     if onednn:
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
+from mtrl import registry
 from mtrl.optimizers.aligned_mtl import AlignedMTL
 from mtrl.optimizers.base import (
     GramianMethod,
@@ -60,6 +60,8 @@ OPTIMIZERS: dict[str, type[MultiTaskOptimizer]] = {
 }
 """Every method by the name that configurations use."""
 
+OWN = ("num_tasks", "seed")  # what a constructor gets from the agent
+
 
 @dataclass(frozen=True)
 class OptimizerInfo:
@@ -77,16 +79,15 @@ def describe(name: str) -> OptimizerInfo:
     cls = OPTIMIZERS[name]
     kinds = {Scalarization: "scalarization", GramianMethod: "Gramian", RowMethod: "rows"}
     kind = next(word for base, word in kinds.items() if issubclass(cls, base))
-    options = {option: parameter.default for option, parameter in _options(cls).items()}
-    return OptimizerInfo(name, kind, cls.paper, cls.formula, options)
+    return OptimizerInfo(name, kind, cls.paper, cls.formula, registry.options_of(cls, OWN))
 
 
 def make_optimizer(name: str, num_tasks: int, seed: int = 0, **options: Any) -> MultiTaskOptimizer:
     """The method called `name`, for `num_tasks` tasks.
 
     Args:
-        name: a key of `OPTIMIZERS`, or ``torchjd:`` and the name of one of torchjd's aggregators, whose
-            constructor then takes the options.
+        name: a key of `OPTIMIZERS`; ``torchjd:`` and the name of one of torchjd's aggregators, whose
+            constructor then takes the options; or ``module:Class`` of one's own.
         num_tasks: T.
         seed: of the method's own generator.
         options: the method's own; what is left out keeps its default.
@@ -98,52 +99,21 @@ def make_optimizer(name: str, num_tasks: int, seed: int = 0, **options: Any) -> 
     """
     if name.startswith(PREFIX):
         return TorchJDAggregator(num_tasks, aggregator=name.removeprefix(PREFIX), seed=seed, **options)
-    if name not in OPTIMIZERS:
+    if ":" in name:
+        try:
+            cls = registry.find(name, OPTIMIZERS, MultiTaskOptimizer, "optimizer")  # type: ignore[type-abstract]
+        except ValueError as error:
+            raise OptimizerError(str(error)) from None
+    elif name in OPTIMIZERS:
+        cls = OPTIMIZERS[name]
+    else:
         near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1, cutoff=0.0)
-        valid = f"{', '.join(OPTIMIZERS)}, {PREFIX}NAME"
+        valid = f"{', '.join(OPTIMIZERS)}, {PREFIX}NAME, module:Class"
         raise OptimizerError(f"no optimizer {name!r}: did you mean {near[0]!r}? valid: {valid}")
-    cls = OPTIMIZERS[name]
-    known = _options(cls)
-    hints = get_type_hints(cls.__init__)
-    for option, value in options.items():
-        if option not in known:
-            valid = f"its options are {', '.join(known)}" if known else "it has none"
-            raise OptimizerError(f"optimizer {name!r} has no option {option!r}: {valid}")
-        if not _fits(value, hints[option]):
-            valid = _words(hints[option])
-            raise OptimizerError(f"optimizer {name!r}: {option} = {value!r} is not valid: must be {valid}")
+    wrong = registry.problem(cls, OWN, options)
+    if wrong is not None:
+        raise OptimizerError(f"optimizer {name!r}{' ' if wrong[1].startswith('has') else ': '}{wrong[1]}")
     try:
         return cls(num_tasks, seed=seed, **options)
     except OptimizerError as error:
         raise OptimizerError(f"optimizer {name!r}: {error}") from None
-
-
-def _options(cls: type[MultiTaskOptimizer]) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(cls.__init__).parameters
-    return {name: p for name, p in parameters.items() if name not in ("self", "num_tasks", "seed")}
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Whether `value` is of the type `hint`, of those that options have."""
-    if get_origin(hint) is Literal:
-        return any(value == valid and type(value) is type(valid) for valid in get_args(hint))
-    if get_origin(hint) is list:
-        return isinstance(value, list | tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
-    if get_args(hint):  # a union
-        return any(_fits(value, member) for member in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _words(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(map(repr, get_args(hint)))
-    if get_origin(hint) is list:
-        return f"a list of {_words(get_args(hint)[0]).removeprefix('a ')}s"
-    if get_args(hint):
-        return " or ".join(_words(member) for member in get_args(hint))
-    names: dict[type, str] = {float: "a number", int: "an integer", bool: "true or false", type(None): "none"}
-    return names.get(hint, str(hint))

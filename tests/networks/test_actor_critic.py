@@ -14,9 +14,9 @@ from torch.func import functional_call, grad
 from mtrl.config import ActorConfig, CriticConfig, NetworkConfig
 from mtrl.layers import ACTIVATIONS, PlainLayers
 from mtrl.networks import (
-    MLP,
     Actor,
     Critic,
+    Stack,
     dropout_masks,
     make_parameters,
     squashed_sample,
@@ -26,14 +26,14 @@ D, A, T = 4, 2, 3
 CPU = torch.device("cpu")
 
 
-def layers(net: MLP) -> list[torch.nn.Linear]:
+def layers(net: Stack) -> list[torch.nn.Linear]:
     return [*net.hidden, net.output]
 
 
 @pytest.mark.parametrize("init", ["torch", "xavier", "orthogonal"])
 def test_an_initialisation_draws_what_its_name_says(init):
     torch.manual_seed(0)
-    net = MLP(40, 30, NetworkConfig(hidden=(50, 60), init=init), output_gain=0.01)
+    net = Stack(40, 30, NetworkConfig(hidden=(50, 60), init=init), output_gain=0.01)
     for layer in layers(net):
         weight, (fan_out, fan_in) = layer.weight, layer.weight.shape
         if init == "torch":  # uniform on ±1/√fan_in, biases too
@@ -55,14 +55,14 @@ def test_an_initialisation_draws_what_its_name_says(init):
 def test_orthogonal_critics_end_with_gain_one_and_actors_with_a_hundredth():
     critic = Critic(D, A, T, CriticConfig(hidden=(16,)))
     actor = Actor(D, A, T, ActorConfig(hidden=(16,)))
-    assert critic.nets[0].output.weight.norm().item() == pytest.approx(1, rel=1e-5)  # one row of norm 1
+    assert critic.nets[0].stack.output.weight.norm().item() == pytest.approx(1, rel=1e-5)  # one row of norm 1
     # 2A = 4 orthogonal rows of norm 0.01
-    assert actor.net.output.weight.norm().item() == pytest.approx(0.01 * 2, rel=1e-5)
+    assert actor.net.stack.output.weight.norm().item() == pytest.approx(0.01 * 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 def test_a_hidden_layer_is_linear_then_mask_then_layer_norm_then_activation(activation):
-    net = MLP(3, 2, NetworkConfig(hidden=(5,), activation=activation, layer_norm=True))
+    net = Stack(3, 2, NetworkConfig(hidden=(5,), activation=activation, layer_norm=True))
     x, mask = torch.randn(7, 3), torch.tensor([2.0, 0.0, 2.0, 2.0, 0.0]).expand(7, 5)
     name = {"relu": "ReLU", "tanh": "Tanh", "silu": "SiLU", "gelu": "GELU", "elu": "ELU"}[activation]
     h = torch.nn.functional.layer_norm(net.hidden[0](x) * mask, (5,))
@@ -72,11 +72,11 @@ def test_a_hidden_layer_is_linear_then_mask_then_layer_norm_then_activation(acti
 def test_bf16_products_leave_the_output_and_the_gradient_in_float32():
     torch.manual_seed(0)
     config = NetworkConfig(hidden=(32,), layer_norm=True)
-    plain, rounded = MLP(D, 2, config), MLP(D, 2, config)
+    plain, rounded = Stack(D, 2, config), Stack(D, 2, config)
     rounded.run = PlainLayers(torch.bfloat16)
     parameters, x = dict(plain.named_parameters()), torch.randn(50, D)
 
-    def loss(p: dict[str, Tensor], net: MLP) -> Tensor:
+    def loss(p: dict[str, Tensor], net: Stack) -> Tensor:
         out = functional_call(net, p, (x,))
         assert out.dtype == torch.float32
         return out.square().mean()
@@ -93,7 +93,7 @@ def test_bf16_products_leave_the_output_and_the_gradient_in_float32():
         ("one_hot", set()),
         ("none", set()),
         ("embedding", {"embedding"}),
-        ("heads", {"net.output.weight", "net.output.bias"}),
+        ("heads", {"net.stack.output.weight", "net.stack.output.bias"}),
     ],
 )
 def test_private_parameters_are_the_embedding_or_the_output_layer(task_input, private):
@@ -110,7 +110,7 @@ def test_private_parameters_are_the_embedding_or_the_output_layer(task_input, pr
 
 def test_the_heads_of_every_critic_are_private():
     critic, parameters = make_parameters(lambda: Critic(D, A, T, CriticConfig(hidden=(6,)), "heads"), T, CPU)
-    expected = {f"nets.{i}.output.{kind}" for i in range(2) for kind in ("weight", "bias")}
+    expected = {f"nets.{i}.stack.output.{kind}" for i in range(2) for kind in ("weight", "bias")}
     assert critic.private == expected == set(parameters.private)
 
 
@@ -119,16 +119,16 @@ def test_the_heads_of_every_critic_are_private():
 )
 def test_the_task_widens_the_input_by_its_code(task_input, extra):
     actor = Actor(D, A, T, ActorConfig(hidden=(6,)), task_input, 5)
-    assert actor.net.hidden[0].weight.shape == (6, D + extra)
+    assert actor.net.stack.hidden[0].weight.shape == (6, D + extra)
     critic = Critic(D, A, T, CriticConfig(hidden=(6,)), task_input, 5)
-    assert critic.nets[0].hidden[0].weight.shape == (6, D + A + extra)
+    assert critic.nets[0].stack.hidden[0].weight.shape == (6, D + A + extra)
 
 
 def test_an_embedding_enters_with_unit_norm_whatever_its_length():
     torch.manual_seed(0)
     actor = Actor(D, A, T, ActorConfig(hidden=(6,), init="torch"), "embedding", 5)
     obs, task = torch.randn(7, D), torch.eye(T)[0]
-    code = actor.with_task(obs, task)[:, D:]
+    code = actor.with_code(obs, actor.code(task))[:, D:]
     torch.testing.assert_close(code.norm(dim=1), torch.ones(7))
     before = actor(obs, task)[0]
     with torch.no_grad():
@@ -154,15 +154,13 @@ def test_a_head_serves_its_own_task_only(make_agent):
     before = agent.policy.act(rows)
     assert not torch.allclose(before[0], before[1])
     with torch.no_grad():
-        agent.actor.private["net.output.bias"][1] += 1
+        agent.actor.private["net.stack.output.bias"][1] += 1
     changed = (agent.policy.act(rows) != before).any(dim=1)
     assert changed.tolist() == [False, True, False]
 
 
 def test_dropout_masks_have_mean_one_and_the_asked_share_of_zeros():
-    masks = dropout_masks(
-        NetworkConfig(hidden=(100, 50), dropout=0.2), (4, 250), torch.Generator().manual_seed(0)
-    )
+    masks = dropout_masks(0.2, (100, 50), (4, 250), torch.Generator().manual_seed(0))
     assert [m.shape for m in masks] == [(4, 250, 100), (4, 250, 50)]
     for mask in masks:
         assert set(mask.unique().tolist()) == {0.0, 1.25}  # 1 / (1 − 0.2)
@@ -173,7 +171,7 @@ def test_dropout_masks_have_mean_one_and_the_asked_share_of_zeros():
 
 def test_without_dropout_there_are_no_masks_and_an_ensemble_has_its_own_each():
     generator = torch.Generator().manual_seed(0)
-    assert dropout_masks(NetworkConfig(), (4,), generator) == ()
+    assert dropout_masks(0.0, (6,), (4,), generator) == ()
     masks = Critic(D, A, T, CriticConfig(hidden=(6,), dropout=0.5)).draw_masks((20,), generator)
     assert len(masks) == 2
     assert not torch.equal(masks[0], masks[1])
@@ -184,9 +182,9 @@ def test_each_critic_of_an_ensemble_uses_its_own_masks():
     obs, action, task = torch.randn(7, D), torch.randn(7, A), torch.eye(T)[0]
     masks = critic.draw_masks((7,), torch.Generator().manual_seed(0))
     values = critic(obs, action, task, masks)
-    x = critic.with_task(torch.cat((obs, action), -1), task)
+    x = critic.with_code(torch.cat((obs, action), -1), critic.code(task))
     for i, net in enumerate(critic.nets):
-        torch.testing.assert_close(values[i], net(x, masks[2 * i : 2 * i + 2]).squeeze(-1))
+        torch.testing.assert_close(values[i], net(x, task, masks[2 * i : 2 * i + 2]).squeeze(-1))
 
 
 @pytest.mark.parametrize("mode", ["clip", "tanh"])
@@ -195,7 +193,7 @@ def test_log_std_stays_within_its_bounds_and_reaches_them(mode):
         D, A, T, ActorConfig(hidden=(6,), init="torch", log_std=mode, log_std_min=-3, log_std_max=1), "none"
     )
     with torch.no_grad():
-        actor.net.output.weight *= 1000
+        actor.net.stack.output.weight *= 1000
     _, log_std = actor(torch.randn(200, D), torch.eye(T)[0])
     assert log_std.min().item() == pytest.approx(-3, abs=1e-3)
     assert log_std.max().item() == pytest.approx(1, abs=1e-3)
@@ -206,7 +204,7 @@ def test_log_std_of_a_zero_output_is_zero_clipped_or_the_middle_rescaled():
     for mode, expected in (("clip", 0.0), ("tanh", -1.5)):  # −5 + 7/2 (0 + 1) = −1.5
         actor = Actor(D, A, T, ActorConfig(hidden=(6,), log_std=mode), "none")
         with torch.no_grad():
-            actor.net.output.weight.zero_()
+            actor.net.stack.output.weight.zero_()
         mean, log_std = actor(torch.randn(2, D), torch.eye(T)[0])
         assert (mean == 0).all()
         assert log_std.unique().tolist() == [expected]

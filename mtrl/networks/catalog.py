@@ -1,0 +1,96 @@
+"""The networks by name. A new one is one file, and one line in :data:`NETWORKS`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mtrl import registry
+from mtrl.config import ActorConfig, ArchitectureConfig, ConfigError
+from mtrl.networks.base import Network, Spec
+from mtrl.networks.care import CARE
+from mtrl.networks.film import FiLM
+from mtrl.networks.mlp import MLP
+from mtrl.networks.mmoe import MMoE
+from mtrl.networks.moore import MOORE
+from mtrl.networks.paco import PaCo
+from mtrl.networks.ple import PLE
+from mtrl.networks.shared_bottom import SharedBottom
+from mtrl.networks.small_towers import SmallTowers
+from mtrl.networks.soft_modules import SoftModules
+
+NETWORKS: dict[str, type[Network]] = {
+    "mlp": MLP,
+    "shared_bottom": SharedBottom,
+    "mmoe": MMoE,
+    "ple": PLE,
+    "small_towers": SmallTowers,
+    "soft_modules": SoftModules,
+    "paco": PaCo,
+    "moore": MOORE,
+    "care": CARE,
+    "film": FiLM,
+}
+"""Every network by the name that configurations use."""
+
+OWN = ("spec",)  # what a constructor gets from the agent
+
+
+@dataclass(frozen=True)
+class NetworkInfo:
+    """What there is to say about a network, read from its class: the only place where it is written."""
+
+    name: str
+    paper: str
+    formula: str
+    private: tuple[str, ...]
+    options: dict[str, Any]  # option -> default
+
+
+def describe_network(name: str) -> NetworkInfo:
+    """Name, paper, formula, private parts and options of one network in :data:`NETWORKS`."""
+    cls = NETWORKS[name]
+    private = tuple(sorted(cls.private_parts))
+    return NetworkInfo(name, cls.paper, cls.formula, private, registry.options_of(cls, OWN))
+
+
+def find_network(name: str, key: str = "agent.network") -> type[Network]:
+    """The class called ``name``: a key of :data:`NETWORKS`, or ``module:Class`` of one's own.
+
+    Args:
+        key: the setting that an error names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return registry.find(name, NETWORKS, Network, "network")
+    except ValueError as error:
+        raise ConfigError(f"{key}.name: {error}") from None
+
+
+def make_network(architecture: ArchitectureConfig, spec: Spec) -> Network:
+    """The network of this name with these options.
+
+    Raises:
+        ConfigError: there is none of this name, or it has no such option, or the option is out of range; the key,
+            the value and what would be valid.
+    """
+    kind = "actor" if isinstance(spec.config, ActorConfig) else "critic"
+    own = f"agent.{kind}.network" if spec.config.network.name else "agent.network"
+    name = architecture.name or "mlp"
+    cls = find_network(name, own)
+    wrong = registry.problem(cls, OWN, architecture.options)
+    if wrong is not None:
+        raise ConfigError(
+            f"{own}.options.{wrong[0]}: network {name!r}{' ' if wrong[1].startswith('has') else ': '}{wrong[1]}"
+        )
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in architecture.options.items()}
+    try:
+        return cls(spec, **options)
+    except ConfigError as error:
+        key = str(error).partition(":")[0]
+        prefix = (
+            f"{own}.options." if key in options else f"agent.{kind}." if key in ("hidden", "blocks") else ""
+        )
+        raise ConfigError(f"{prefix}{error}") from None

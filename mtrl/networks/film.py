@@ -1,0 +1,39 @@
+"""Feature-wise linear modulation (Perez et al., AAAI 2018): the task scales and shifts every channel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.layers import ACTIVATIONS
+from mtrl.networks.base import Network, Spec, Stack, require_plain_layers
+
+
+class FiLM(Network):
+    """A multilayer perceptron whose hidden layers, before the activation, are scaled and shifted by the task.
+
+    Each task has its own scale and shift per channel of every hidden layer: a linear function of the one-hot. They
+    start at 1 and 0, where the network is the MLP. (metaworld-algorithms has one scalar per layer, in an encoder only.)
+    """
+
+    paper = "Perez et al. 2018, AAAI, arXiv 1709.07871"
+    formula = "h <- act(scale_t * norm(W h + b) + shift_t), per channel"
+    all_at_once = True
+    private_parts = frozenset({"scales", "shifts"})
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        require_plain_layers("film", spec.config)
+        self.stack = Stack(spec.inputs, spec.outputs, spec.config, spec.output_gain)
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(width)) for width in self.stack.widths)
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(width)) for width in self.stack.widths)
+
+    def forward(self, x: Tensor, task: Tensor, masks: Iterable[Tensor] = ()) -> Tensor:
+        masks, stack = iter(masks), self.stack
+        for i, (scale, shift) in enumerate(zip(self.scales, self.shifts, strict=True)):
+            x = stack.run(x, [stack.layer(i, masks)._replace(activation=None)])
+            x = torch.addcmul(shift.unsqueeze(-2), scale.unsqueeze(-2), x)
+            x = ACTIVATIONS[stack.activation](x)
+        return stack.run(x, [stack.end()])

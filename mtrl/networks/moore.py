@@ -1,0 +1,67 @@
+"""Mixture of orthogonal experts (Hendawy et al., ICLR 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mtrl.networks.base import (
+    Network,
+    Spec,
+    Stack,
+    hidden,
+    mixture,
+    require_count,
+    require_plain_layers,
+    require_widths,
+)
+
+
+class MOORE(Network):
+    """Experts whose outputs are made orthonormal row by row, mixed by the task's own weights; tanh; its own head.
+
+    An expert has the ``hidden`` widths, the last one linear. The task's code is no input: the weights and the head tell
+    the tasks apart. As in the paper the weights are a linear function of the one-hot, so one vector for each task.
+
+    Args:
+        experts: how many, at most the last hidden width.
+        tower: hidden widths of each task's own head; none is linear, the paper's.
+    """
+
+    paper = "Hendawy et al. 2024, ICLR, arXiv 2311.11385"
+    formula = "head_t(tanh(sum_k w_tk u_k)),  u = Gram-Schmidt(f_1(x), ..., f_K(x))"
+    all_at_once = True
+    code_in_input = False
+    private_parts = frozenset({"shares", "head"})
+
+    def __init__(self, spec: Spec, *, experts: int = 4, tower: tuple[int, ...] = ()) -> None:
+        super().__init__(spec)
+        require_plain_layers("moore", spec.config)
+        require_count("experts", experts)
+        require_widths("tower", tower)
+        *widths, last = spec.config.hidden
+        config = hidden(spec.config, widths)
+        self.experts = nn.ModuleList(Stack(spec.inputs, last, config) for _ in range(experts))
+        self.head = Stack(last, spec.outputs, hidden(spec.config, tower), spec.output_gain)
+        self.shares = nn.Parameter(torch.randn(experts))
+
+    def forward(self, x: Tensor, task: Tensor, masks: Iterable[Tensor] = ()) -> Tensor:
+        masks = iter(masks)
+        directions = orthonormal([expert(x, masks) for expert in self.experts])
+        return self.head(mixture(self.shares.unsqueeze(-2), directions).tanh(), masks)  # type: ignore[no-any-return]
+
+
+def orthonormal(vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Gram–Schmidt, as modified for rounding, on K vectors ``[..., n]``, row by row.
+
+    A vector that depends on those before it gives one that is not of unit length, and finite.
+    """
+    found: list[Tensor] = []
+    for vector in vectors:
+        for other in found:
+            vector = vector - (vector * other).sum(-1, keepdim=True) * other
+        # the length is smooth at zero, so that its gradient is finite there
+        found.append(vector / (vector.square().sum(-1, keepdim=True) + 1e-12).sqrt())
+    return found

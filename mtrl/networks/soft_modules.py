@@ -1,0 +1,76 @@
+"""Soft modularization (Yang et al., NeurIPS 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from mtrl.config import MOST_WIDTH
+from mtrl.networks.base import (
+    Network,
+    Spec,
+    Stack,
+    hidden,
+    linear,
+    mixture,
+    require,
+    require_code,
+    require_count,
+    require_plain_layers,
+)
+
+
+class SoftModules(Network):
+    """Layers of M modules; a routing network softly chooses which modules of a layer feed each of the next.
+
+    One hidden layer of modules for each width in ``hidden``. The routing reads ``e = f(x) · h(task)``, in which the
+    state's encoder f (which also feeds the modules) and the task's h are learned.
+
+    Args:
+        modules: M of each layer.
+        embedding: width of f and h; None is the first hidden width.
+    """
+
+    paper = "Yang et al. 2020, NeurIPS, arXiv 2003.13661"
+    formula = "g_i <- sum_j softmax(p)_ij act(W_j g_j);  p = W_d relu(W_u p_before * f(x) * h(task))"
+    all_at_once = True
+    code_in_input = False
+
+    def __init__(self, spec: Spec, *, modules: int = 2, embedding: int | None = None) -> None:
+        super().__init__(spec)
+        config, (first, *_) = spec.config, (*spec.config.hidden, 1)
+        require_plain_layers("soft_modules", config)
+        require_code("soft_modules", spec)
+        require_count("modules", modules)
+        wide = first if embedding is None else embedding
+        require(1 <= wide <= MOST_WIDTH, "embedding", embedding, f"from 1 to {MOST_WIDTH}, or null")
+        widths = [wide, *config.hidden]
+        depth = len(config.hidden)
+        self.number = modules
+        self.encoder = Stack(spec.inputs, None, hidden(config, (wide,)))
+        self.task = linear(spec.code, wide, config)
+        self.layers = nn.ModuleList(
+            nn.ModuleList(Stack(widths[i], None, hidden(config, (widths[i + 1],))) for _ in range(modules))
+            for i in range(depth)
+        )
+        sizes = [modules * modules] * (depth - 1) + [modules]
+        self.routes = nn.ModuleList(linear(wide, size, config) for size in sizes)
+        self.back = nn.ModuleList(linear(size, wide, config) for size in sizes[:-1])
+        self.output = linear(widths[-1], spec.outputs, config, spec.output_gain)
+
+    def forward(self, x: Tensor, task: Tensor, masks: Iterable[Tensor] = ()) -> Tensor:
+        masks = iter(masks)
+        state = self.encoder(x, masks)
+        embedded = state * self.task(task.unsqueeze(-2))
+        routing, parts = embedded.relu(), [state] * self.number
+        layers: Any = self.layers
+        for i, layer in enumerate(layers):
+            given = [module(part, masks) for module, part in zip(layer, parts, strict=True)]
+            logits = self.routes[i](routing)
+            if i + 1 < len(layers):
+                shares = logits.unflatten(-1, (self.number, self.number)).softmax(-1)  # [..., next, before]
+                parts = [mixture(shares[..., j, :], given) for j in range(self.number)]
+                routing = (embedded * self.back[i](logits)).relu()
+        return self.output(mixture(logits.softmax(-1), given))  # type: ignore[no-any-return]

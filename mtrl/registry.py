@@ -1,0 +1,98 @@
+"""Classes by name: what a name stands for, which options it takes, and names of the form ``module:Class``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from mtrl.config import nearest
+
+T = TypeVar("T")
+_trusted: set[str] = set()
+
+
+def trust(module: str) -> None:
+    """Let names of this module be imported: a person named it, not a file."""
+    _trusted.add(module)
+
+
+def find(name: str, known: Mapping[str, type[T]], base: type[T], what: str) -> type[T]:
+    """The class that a name stands for: one of ``known``, or ``module:Class`` of one's own.
+
+    A module is imported from the current folder too, after everywhere else, and only if it is imported already or was
+    given to :func:`trust`: no file runs code by naming a module.
+
+    Raises:
+        ValueError: there is no such name, module or class, or it is no ``base``. One line.
+    """
+    if name in known:
+        return known[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(
+            f"no {what} {name!r}{nearest(name.lower(), known)}; there are {', '.join(known)}, module:Class"
+        )
+    if module not in sys.modules and module not in _trusted:
+        raise ValueError(
+            f"{name!r} needs the module {module}, which no file may import; add --import {module} to trust it"
+        )
+    sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except Exception as error:  # whatever a module raises when it is imported
+        detail = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name!r}: the module {module} cannot be imported ({detail})") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"{name!r}: {module} has no {base.__name__} called {attribute!r}")
+    return found
+
+
+def options_of(cls: type, own: tuple[str, ...]) -> dict[str, Any]:
+    """The options of a class and their defaults: its constructor's parameters but ``self`` and ``own``."""
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    return {name: p.default for name, p in parameters.items() if name not in ("self", *own)}
+
+
+def problem(cls: type, own: tuple[str, ...], options: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first option that a class does not take as it is given, and what would be valid; None for none."""
+    known, hints = options_of(cls, own), get_type_hints(cls.__init__)  # type: ignore[misc]
+    for option, value in options.items():
+        if option not in known:
+            valid = f"its options are {', '.join(known)}" if known else "it has none"
+            return option, f"has no option {option!r}{nearest(option, known)}: {valid}"
+        if not fits(value, hints[option]):
+            return option, f"{option} = {value!r} is not valid: must be {words(hints[option])}"
+    return None
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Whether a value is of the type ``hint``, of those that options have."""
+    if get_origin(hint) is Literal:
+        return any(value == valid and type(value) is type(valid) for valid in get_args(hint))
+    if get_origin(hint) in (list, tuple):
+        return isinstance(value, list | tuple) and all(fits(item, get_args(hint)[0]) for item in value)
+    if get_args(hint):  # a union
+        return any(fits(value, member) for member in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def words(hint: Any) -> str:
+    """What a type's values are, in words."""
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) in (list, tuple):
+        return f"a list of {words(get_args(hint)[0]).removeprefix('a ').removeprefix('an ')}s"
+    if get_args(hint):
+        return " or ".join(words(member) for member in get_args(hint))
+    names: dict[type, str] = {float: "a number", int: "an integer", bool: "true or false", type(None): "none"}
+    return names.get(hint, str(hint))
