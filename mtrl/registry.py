@@ -60,14 +60,14 @@ def options_of(cls: type, own: tuple[str, ...]) -> dict[str, Any]:
 
 
 def problem(cls: type, own: tuple[str, ...], options: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first option that a class does not take as it is given, and what would be valid; None for none."""
+    """The first option that a class does not take as it is given, and what to say after the class's name; or None."""
     known, hints = options_of(cls, own), get_type_hints(cls.__init__)  # type: ignore[misc]
     for option, value in options.items():
         if option not in known:
             valid = f"its options are {', '.join(known)}" if known else "it has none"
-            return option, f"has no option {option!r}{nearest(option, known)}: {valid}"
+            return option, f" has no option {option!r}{nearest(option, known)}: {valid}"
         if not fits(value, hints[option]):
-            return option, f"{option} = {value!r} is not valid: must be {words(hints[option])}"
+            return option, f": {option} = {value!r} is not valid: must be {words(hints[option])}"
     return None
 
 

@@ -82,9 +82,7 @@ def make_network(architecture: ArchitectureConfig, spec: Spec) -> Network:
     cls = find_network(name, own)
     wrong = registry.problem(cls, OWN, architecture.options)
     if wrong is not None:
-        raise ConfigError(
-            f"{own}.options.{wrong[0]}: network {name!r}{' ' if wrong[1].startswith('has') else ': '}{wrong[1]}"
-        )
+        raise ConfigError(f"{own}.options.{wrong[0]}: network {name!r}{wrong[1]}")
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in architecture.options.items()}
     try:
         return cls(spec, **options)

@@ -23,6 +23,7 @@ from mtrl.optimizers.imtl_g import IMTLG
 from mtrl.optimizers.mgda import MGDA
 from mtrl.optimizers.nash_mtl import NashMTL
 from mtrl.optimizers.pcgrad import PCGrad
+from mtrl.optimizers.pe_ltr import PELTR
 from mtrl.optimizers.rlw import RLW
 from mtrl.optimizers.static import Static
 from mtrl.optimizers.torchjd_adapter import PREFIX, TorchJDAggregator
@@ -52,6 +53,7 @@ OPTIMIZERS: dict[str, type[MultiTaskOptimizer]] = {
     "gradvac": GradVac,
     "graddrop": GradDrop,
     "mgda": MGDA,
+    "pe_ltr": PELTR,
     "cagrad": CAGrad,
     "imtl_g": IMTLG,
     "nash_mtl": NashMTL,
@@ -112,7 +114,7 @@ def make_optimizer(name: str, num_tasks: int, seed: int = 0, **options: Any) -> 
         raise OptimizerError(f"no optimizer {name!r}: did you mean {near[0]!r}? valid: {valid}")
     wrong = registry.problem(cls, OWN, options)
     if wrong is not None:
-        raise OptimizerError(f"optimizer {name!r}{' ' if wrong[1].startswith('has') else ': '}{wrong[1]}")
+        raise OptimizerError(f"optimizer {name!r}{wrong[1]}")
     try:
         return cls(num_tasks, seed=seed, **options)
     except OptimizerError as error:

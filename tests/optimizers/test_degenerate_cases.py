@@ -77,6 +77,7 @@ def test_no_gradient_gives_no_step(name: str) -> None:
         ("pcgrad", 0.0),
         ("gradvac", 0.0),
         ("mgda", 0.0),
+        ("pe_ltr", 0.0),
         ("cagrad", 0.0),
         ("imtl_g", 0.0),
         ("nash_mtl", 0.0),

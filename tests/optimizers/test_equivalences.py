@@ -201,3 +201,42 @@ def test_torchjd_computes_the_same_sum_for_two_tasks(name: str, oracle: str, opt
         for seed in range(20):
             jacobian = normal(2, 3, seed)
             assert torch.allclose(ours.combine(jacobian), theirs(jacobian), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pe_ltr_lies_between_mgda_and_the_mean(seed: int) -> None:
+    jacobian = normal(5, 7, seed)
+    for c, same in ((0.0, "mgda"), (0.2, "unitary")):
+        ours = make_optimizer("pe_ltr", 5, c=c).combine(jacobian)
+        assert torch.allclose(ours, make_optimizer(same, 5).combine(jacobian), atol=1e-6)
+    lengths = [
+        float(make_optimizer("pe_ltr", 5, c=c).combine(jacobian).norm()) for c in (0.0, 0.05, 0.1, 0.2)
+    ]
+    assert all(a <= b * (1 + 1e-9) for a, b in itertools.pairwise(lengths))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_pe_ltr_finds_the_shortest_combination_with_these_least_weights(seed: int) -> None:
+    jacobian = normal(6, 4 + seed, seed) * torch.logspace(-1, 1, 6).double().unsqueeze(1)
+    gram, c = (jacobian @ jacobian.T).numpy(), 0.04
+    scale = gram.max()
+    found = minimize(
+        lambda w: w @ gram @ w / scale, np.full(6, 1 / 6), jac=lambda w: 2 * gram @ w / scale, method="SLSQP",
+        bounds=[(c, 1)] * 6, constraints={"type": "eq", "fun": lambda w: w.sum() - 1},
+        options={"ftol": 1e-14, "maxiter": 1000},
+    )  # fmt: skip
+    weights = make_optimizer("pe_ltr", 6, c=c).weights(torch.from_numpy(gram)).numpy()
+    assert weights.min() >= c - 1e-12
+    assert weights.sum() == pytest.approx(1)
+    assert weights @ gram @ weights <= (found.x @ gram @ found.x) * (1 + 1e-6)
+    published = make_optimizer("pe_ltr", 6, c=c, as_published=True).weights(torch.from_numpy(gram)).numpy()
+    assert published.min() >= c - 1e-9
+    assert published.sum() == pytest.approx(1)
+    assert published @ gram @ published >= (weights @ gram @ weights) * (1 - 1e-9)
+
+
+def test_pe_ltr_of_fewer_tasks_keeps_to_the_same_share_of_the_mean() -> None:
+    jacobian = normal(4, 6, 0)
+    present = torch.tensor([True, False, True, True])
+    weights = make_optimizer("pe_ltr", 4, c=0.25).present_weights(jacobian @ jacobian.T, present)
+    assert weights.tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])

@@ -34,6 +34,13 @@ SQRT5 = math.sqrt(5)
         ("gradvac", {"scale": "as_published"}, (0.8, 2.4)),
         # w₁ = g₂·(g₂ − g₁) / ‖g₁ − g₂‖² = (5 + 1) / 8 = 3/4; d = (3/4 − 1/4, 2/4)
         ("mgda", {}, (0.5, 0.5)),
+        # that w₁ = 3/4 leaves the other task less than 0.3, which it gets: (0.7 − 0.3, 0.6)
+        ("pe_ltr", {"c": 0.0}, (0.5, 0.5)),
+        ("pe_ltr", {"c": 0.2}, (0.5, 0.5)),
+        ("pe_ltr", {"c": 0.3}, (0.4, 0.6)),
+        ("pe_ltr", {"c": 0.5}, (0.0, 1.0)),
+        # x₁ = w₁ − 0.3 minimises without a bound, and is 0.45: beyond 1 − 0.6 = 0.4, onto which it is projected
+        ("pe_ltr", {"c": 0.3, "as_published": True}, (0.4, 0.6)),
         # unit gradients are met half-way: (u₁ + u₂)/2 = ((1 − 1/√5)/2, 1/√5); times the mean norm (1 + √5)/2
         ("mgda", {"normalize": "l2"}, ((1 - 1 / SQRT5) * (1 + SQRT5) / 4, (1 + SQRT5) / (2 * SQRT5))),
         ("mgda", {"normalize": "l2", "scale": "as_published"}, ((1 - 1 / SQRT5) / 2, 1 / SQRT5)),

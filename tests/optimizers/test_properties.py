@@ -13,7 +13,17 @@ from mtrl.optimizers import OPTIMIZERS, GramianMethod, Scalarization, make_optim
 from mtrl.optimizers.base import weighted_sum
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
-DETERMINISTIC = ["unitary", "static", "mgda", "cagrad", "imtl_g", "nash_mtl", "upgrad", "aligned_mtl"]
+DETERMINISTIC = [
+    "unitary",
+    "static",
+    "mgda",
+    "pe_ltr",
+    "cagrad",
+    "imtl_g",
+    "nash_mtl",
+    "upgrad",
+    "aligned_mtl",
+]
 NON_CONFLICTING = ["mgda", "nash_mtl", "upgrad"]
 MEAN_WITHOUT_CONFLICT = ["unitary", "pcgrad", "upgrad"]
 

@@ -87,7 +87,7 @@ def test_every_method_says_what_it_is(name: str) -> None:
     assert info.name == name
     assert info.kind in ("scalarization", "Gramian", "rows")
     assert re.search(r"\d{4}", info.paper)
-    assert "arXiv:" in info.paper or "openreview:" in info.paper
+    assert any(place in info.paper for place in ("arXiv:", "openreview:", "doi:"))
     assert "\n" not in info.formula
     make_optimizer(name, 3, **info.options)  # the defaults are valid values
 
@@ -102,7 +102,18 @@ def test_options_are_read_from_the_constructor() -> None:
 def test_all_methods_are_there() -> None:
     assert set(OPTIMIZERS) == {
         *("unitary", "rlw", "famo", "uncertainty", "static"),
-        *("pcgrad", "cagrad", "mgda", "imtl_g", "graddrop", "gradvac", "nash_mtl", "upgrad", "aligned_mtl"),
+        *(
+            "pe_ltr",
+            "pcgrad",
+            "cagrad",
+            "mgda",
+            "imtl_g",
+            "graddrop",
+            "gradvac",
+            "nash_mtl",
+            "upgrad",
+            "aligned_mtl",
+        ),
     }
 
 
