@@ -22,11 +22,9 @@ from collections.abc import Sequence
 
 import mtrl
 from mtrl.config import ConfigError, nearest
-from mtrl.envs import SuiteError
+from mtrl.envs.protocol import SuiteError
+from mtrl.errors import CheckpointError, OptimizerError, PolicyError
 from mtrl.machine import keep_freed_memory
-from mtrl.optimizers import OptimizerError
-from mtrl.policy import PolicyError
-from mtrl.run.checkpoint import CheckpointError
 
 FAILED, BAD_INPUT = 1, 2
 COMMANDS = {

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mtrl.config import MOST_WIDTH, ActorConfig
+from mtrl.errors import PolicyError
 from mtrl.files import write_synced
 from mtrl.networks import Actor, Parameters, TaskInput, call, squashed_sample
 from mtrl.replay import free_memory
@@ -29,10 +30,6 @@ from mtrl.replay import free_memory
 FORMAT = "mtrl-policy-2"
 MOST_TASKS = 1_000
 Array = npt.NDArray[Any]
-
-
-class PolicyError(ValueError):
-    """A policy file that cannot be used, or an observation it was not made for. One line."""
 
 
 class Policy:

@@ -7,11 +7,11 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from mtrl.errors import OptimizerError
 from mtrl.optimizers.aligned_mtl import AlignedMTL
 from mtrl.optimizers.base import (
     GramianMethod,
     MultiTaskOptimizer,
-    OptimizerError,
     RowMethod,
     Scalarization,
 )
