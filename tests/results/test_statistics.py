@@ -185,6 +185,6 @@ def test_the_intervals_over_runs_and_tasks_cover(runs, mean, trials, monkeypatch
             quartile.append(found[0] <= middle <= found[1])
         if found := improvement(a, b)[1]:
             win.append(found[0] <= chance <= found[1])
-    assert np.mean(quartile) == pytest.approx(0.95, abs=0.025)
-    assert np.mean(win) == pytest.approx(0.95, abs=0.025)
+    for covered in (quartile, win):  # towards an end too many rather than too few
+        assert 0.925 <= np.mean(covered) <= 0.985
     assert iqm_interval(scores(generator, 4, mean, trials)) is None
