@@ -31,6 +31,7 @@ COMMANDS = {
     "train": "train an agent: --config NAME and any setting by its dotted name",
     "evaluate": "evaluate a run's or a file's policy, per task",
     "compare": "statistics and curves over several runs",
+    "claims": "which sentences the data support, contradict or leave open",
     "export": "runs as one table: what is committed and compared later",
     "list": "what there is: configs, suites, tasks, optimizers",
     "bench": "time the parts of training on this machine",

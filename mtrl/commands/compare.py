@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> int:
     groups, renamed = in_order(group(curves), args.names)
     reference = renamed.get(args.reference, args.reference)
     summary = summarise(groups, reference, args.metric, args.margin)
-    baselines = [read_baseline(name, curves[0].task_names) for name in args.baseline]
+    suite = curves[0].protocol.partition("-")[0]
+    baselines = [read_baseline(name, curves[0].task_names, suite) for name in args.baseline]
     most = next(iter(groups.values()))[0].last_step
     others = {label: row for baseline in baselines for label, row in baseline.rows(most).items()}
     told = [*young, *warnings(curves), *about(baselines, {curve.protocol for curve in curves})]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from mtrl.config import ConfigError, nearest
-from mtrl.envs import SUITES
 from mtrl.results.export import read_table
 from mtrl.results.reading import Curve
 from mtrl.results.statistics import as_json, mean_interval
@@ -79,11 +78,11 @@ def names() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def read_baseline(name: str, task_names: tuple[str, ...]) -> Baseline:
-    """A shipped baseline on some tasks.
+def read_baseline(name: str, task_names: tuple[str, ...], suite: str) -> Baseline:
+    """A shipped baseline on some tasks; single numbers are of a whole suite.
 
     Raises:
-        ConfigError: there is none of this name, or it has other tasks.
+        ConfigError: there is none of this name, or it has not these tasks, or not this suite.
     """
     shipped = names()
     if name not in shipped:
@@ -99,8 +98,7 @@ def read_baseline(name: str, task_names: tuple[str, ...]) -> Baseline:
                 raise ConfigError(f"baseline: {name} has no {lacking[0]}")
             curves.setdefault(curve.folder.name, []).append(curve.of_tasks(task_names))
         return Baseline(name, **told, curves=curves)
-    suite = next((s for s in content["suites"] if set(SUITES[s]) == set(task_names)), None)
-    if suite is None:
+    if suite not in content["suites"]:
         raise ConfigError(f"baseline: {name} has numbers of {' and '.join(content['suites'])} only")
     scores = content["suites"][suite]
     numbers = {f"{content['title']}, {label}": [float(x) for x in row] for label, row in scores.items()}

@@ -144,16 +144,16 @@ def test_a_key_that_comes_twice_in_a_runs_file_is_refused(grid, capsys):
 
 def test_every_baseline_can_be_read_and_brcs_means_are_the_published_ones():
     assert set(names()) == {"brc", "kurin2022", "metaworld_plus"}
-    curves = read_baseline("brc", MT10).curves["BRC, one agent for 50 tasks"]
+    curves = read_baseline("brc", MT10, "mt10").curves["BRC, one agent for 50 tasks"]
     assert len(curves) == 5
     means = dict(zip(curves[0].steps, np.mean([c.success.mean(1) for c in curves], axis=0), strict=True))
     for steps, mean in {50: 0.304, 100: 0.702, 200: 0.920, 300: 0.980}.items():
         assert means[1000 * steps] == pytest.approx(mean, abs=5e-4)
-    assert read_baseline("kurin2022", MT10).numbers["Kurin 2022, unitary"] == [0.875, 0.825, 0.92]
+    assert read_baseline("kurin2022", MT10, "mt10").numbers["Kurin 2022, unitary"] == [0.875, 0.825, 0.92]
     with pytest.raises(ConfigError, match="baseline: kurin2022 has numbers of mt10 and mt50 only"):
-        read_baseline("kurin2022", MT10[:3])
+        read_baseline("kurin2022", MT10[:3], "custom")
     with pytest.raises(ConfigError, match="baseline: brc has no other"):
-        read_baseline("brc", ("other",))
+        read_baseline("brc", ("other",), "custom")
 
 
 def test_baselines_are_tabulated_and_drawn_and_what_makes_them_unlike_is_said(grid, tmp_path, capsys):
