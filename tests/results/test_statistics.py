@@ -171,15 +171,15 @@ def scores(generator, runs, mean, trials=None):
 @pytest.mark.parametrize(("mean", "trials"), [(0.0, None), (0.0, 5), (0.7, 5)])
 @pytest.mark.parametrize("runs", [5, 10])
 def test_the_intervals_over_runs_and_tasks_cover(runs, mean, trials, monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 100)
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
     generator = np.random.default_rng(3)
     many, better = (scores(generator, 1500, m, trials) for m in (mean, mean + 0.3))
     middle, chance = (
-        trim_mean(scores(generator, 30_000, mean, trials).ravel(), 0.25),
+        trim_mean(scores(generator, 100_000, mean, trials).ravel(), 0.25),
         improvement(many, better)[0],
     )
     quartile, win = [], []
-    for _ in range(1000):
+    for _ in range(2000):
         a, b = scores(generator, runs, mean, trials), scores(generator, runs, mean + 0.3, trials)
         if found := iqm_interval(a):
             quartile.append(found[0] <= middle <= found[1])
