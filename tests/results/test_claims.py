@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from mtrl.results.claims import (
     read_claims,
 )
 from mtrl.results.reading import Curve
-from mtrl.settings import config_names
+from mtrl.settings import config_names, parse_train
 
 TASKS = ("a", "b")
 CLAIMS = {claim.name: claim for claim in read_claims()}
@@ -149,6 +150,15 @@ def test_every_claim_is_shipped_is_no_config_and_its_page_is_that_of_the_data():
         [judge(claim, read_arms(tables) if tables else {}, BENCH) for claim in CLAIMS.values()]
     )
     assert (BENCH.parents[3] / "docs/claims.md").read_text() == page, "run `mtrl claims --write`"
+
+
+def test_the_commands_that_make_a_claims_data_are_accepted():
+    lines = [
+        command for claim in CLAIMS.values() for command in claim.commands if command.startswith("mtrl train")
+    ]
+    assert len(lines) >= 3
+    for line in lines:
+        assert parse_train(shlex.split(line)[2:]).config.run_dir
 
 
 def test_the_command_judges_ones_own_runs_and_refuses_an_unknown_claim(capsys):
