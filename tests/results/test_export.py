@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,6 +169,15 @@ def test_baselines_are_tabulated_and_drawn_and_what_makes_them_unlike_is_said(gr
     assert "brc is" not in captured.err
     for text in ("BRC, one agent for 50 tasks (5 seeds)", "Kurin 2022: 7 methods, best at 2M steps"):
         assert f"<!-- {text} -->" in figure.read_text()
+
+
+def test_the_committed_runs_are_compared_as_their_page_says(capsys):
+    table = compared(capsys, Path(__file__).parents[2] / "docs/results/mt10_fast/runs.csv")
+    assert {arm: row["seeds"] for arm, row in table.items()} == {
+        "first_recipe": [100, 101], "second_recipe": [102, 103], "mt10_fast": [104, 105], "mt10_fast_min": [104, 105],
+    }  # fmt: skip
+    assert table["mt10_fast"]["area"]["mean"] > table["first_recipe"]["area"]["mean"]
+    assert table["mt10_fast"]["area"]["no_ci"] == "fewer than 3 seeds"
 
 
 def test_arms_are_named_and_ordered_in_tables_csv_and_latex(grid, tmp_path, capsys):
