@@ -108,11 +108,12 @@ def statistics(curve: Curve) -> dict[str, float]:
     time, biased upwards by the number of looks; ``area``: mean over evaluations; ``worst3``: of the run's three worst
     tasks over the last five evaluations.
     """
-    mean = curve.success.mean(axis=1)
+    mean, tasks = curve.success.mean(axis=1), last_five(curve)
+    worst = np.sort(tasks)[:WORST].mean() if np.isfinite(tasks).all() else np.nan
     return {
         "final": float(mean[-1]), "last3": float(mean[-3:].mean()), "last5": float(mean[-5:].mean()),
         "best": float(mean.max()), "area": float(mean.mean()),
-        "worst3": float(np.sort(last_five(curve))[:WORST].mean()),
+        "worst3": float(worst),
     }  # fmt: skip
 
 
@@ -253,7 +254,7 @@ def against(a: Sequence[Curve], b: Sequence[Curve], metric: str, margin: float) 
     ``±margin``; powers and needed seeds are for truly equal arms of the found SD.
     """
     found = difference(a, b, metric)
-    sure = found.testable
+    sure = found.testable and not found.near_end  # near an end everything is equivalent
     powers: dict[str, Any] = {}
     for name, power in (("not_better", power_non_superiority), ("equivalent", power_equivalence)):
         powers[f"power_{name}"] = power(found.runs, found.sd, margin, found.paired) if sure else None
@@ -262,8 +263,10 @@ def against(a: Sequence[Curve], b: Sequence[Curve], metric: str, margin: float) 
     chance, bounds = improvement(*scores)
     return {
         "mean": known(found.mean), "ci": as_json(found.interval), "paired": found.paired, "runs": found.runs,
-        "sd": known(found.sd), "metric": metric, "margin": margin, "p_better": found.p_above(),
-        "p_not_better": found.p_below(margin), "p_equivalent": found.p_equivalent(margin), **powers,
+        "sd": known(found.sd), "metric": metric, "margin": margin,
+        "p_better": found.p_above() if sure else None,
+        "p_not_better": found.p_below(margin) if sure else None,
+        "p_equivalent": found.p_equivalent(margin) if sure else None, **powers,
         "improvement": {"mean": known(chance), "ci": as_json(bounds)},
     }  # fmt: skip
 

@@ -227,8 +227,10 @@ def improvement(a: Array, b: Array) -> tuple[float, Interval | None]:
 
     Agarwal et al. 2021; the interval is that of a two-sample U-statistic of whole runs (as Brunner and Munzel 2000),
     with the degrees of freedom of the smaller arm: with Welch's it covers .91 to .94 at five runs. None below
-    :data:`FEWEST_IMPROVEMENT` runs, without spread, or near an end.
+    :data:`FEWEST_IMPROVEMENT` runs, without spread, or near an end; NaN where a score is not known.
     """
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return math.nan, None
     wins = ((a[:, None] > b[None]) + 0.5 * (a[:, None] == b[None])).mean(axis=2)
     middle = float(wins.mean())
     if min(wins.shape) < FEWEST_IMPROVEMENT or not inside(middle):

@@ -241,3 +241,28 @@ def test_a_failure_without_an_evaluation_counts_as_no_success_and_failures_alone
     for runs in ([bad], [worse]):
         assert cli.main(["compare", *map(str, runs)]) == 2
         assert "all of 1 runs failed" in capsys.readouterr().err
+
+
+def test_near_the_ceiling_and_where_a_task_tells_no_success_there_is_no_interval_and_no_test(
+    make_run, capsys
+):
+    high = [
+        str(make_run(f"{x}/seed{n}", {1: (1, 0.9 + 0.02 * n + s)}))
+        for x, s in (("a", 0), ("b", 0.01))
+        for n in range(4)
+    ]
+    silent = [str(make_run(f"c/seed{n}", {1: (0.5 + 0.1 * n, None)})) for n in range(4)]
+    assert cli.main(["compare", *high, *silent, "--reference=a", "--json=-"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["a"]["area"]["no_ci"] == "the mean is nearer than 0.05 to 0 or 1"
+    assert table["c"]["area"]["no_ci"] == "a score is not known"
+    for arm in "bc":
+        found = table[arm]["against"]
+        assert (
+            found["ci"]
+            is found["p_better_holm"]
+            is found["p_not_better"]
+            is found["power_equivalent"]
+            is None
+        )
+    assert table["c"]["worst3"]["mean"] is table["c"]["against"]["improvement"]["mean"] is None

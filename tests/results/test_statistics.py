@@ -159,6 +159,7 @@ def test_a_probability_of_improvement_counts_wins_and_half_of_ties_by_task():
     a, b = np.array([[1, 0.5], [0, 0.5]]), np.array([[0.5, 0.5]])
     assert improvement(a, b) == (0.5, None)  # a win, a loss, two ties
     assert improvement(np.ones((6, 3)), np.zeros((6, 3))) == (1.0, None)
+    assert np.isnan(improvement(np.full((6, 3), np.nan), np.zeros((6, 3)))[0])
 
 
 def scores(generator, runs, mean, trials=None):
