@@ -22,17 +22,17 @@ from collections.abc import Sequence
 
 import mtrl
 from mtrl.config import ConfigError, nearest
-from mtrl.envs import SuiteError
+from mtrl.envs.protocol import SuiteError
+from mtrl.errors import CheckpointError, OptimizerError, PolicyError
 from mtrl.machine import keep_freed_memory
-from mtrl.optimizers import OptimizerError
-from mtrl.policy import PolicyError
-from mtrl.run.checkpoint import CheckpointError
 
 FAILED, BAD_INPUT = 1, 2
 COMMANDS = {
     "train": "train an agent: --config NAME and any setting by its dotted name",
     "evaluate": "evaluate a run's or a file's policy, per task",
     "compare": "statistics and curves over several runs",
+    "claims": "which sentences the data support, contradict or leave open",
+    "export": "runs as one table: what is committed and compared later",
     "list": "what there is: configs, suites, tasks, optimizers",
     "bench": "time the parts of training on this machine",
     "doctor": "check this machine and installation",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from mtrl.config import ConfigError
-from mtrl.fast import rows
+
+if TYPE_CHECKING:  # the command line keeps memory before it knows whether torch is needed
+    import torch
 
 Precision = Literal["fp32", "bf16"]
 Kind = Literal["plain", "torch", "onednn"]
@@ -41,6 +41,10 @@ def choose_kernels(kernels: Kind | Literal["auto"], device: torch.device) -> Kin
     Raises:
         ConfigError: onednn was asked for and is not there.
     """
+    import torch
+
+    from mtrl.fast import rows
+
     there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     possible = device.type == "cpu" and there and rows.available()
     if kernels == "onednn" and not possible:

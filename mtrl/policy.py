@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from mtrl.config import MOST_WIDTH, ActorConfig, ArchitectureConfig, ConfigError
+from mtrl.errors import PolicyError
 from mtrl.files import write_synced
 from mtrl.networks import Actor, Parameters, TaskInput, call, squashed_sample
 from mtrl.replay import free_memory
@@ -31,10 +32,6 @@ from mtrl.replay import free_memory
 FORMAT = "mtrl-policy-3"
 MOST_TASKS = 1_000
 Array = npt.NDArray[Any]
-
-
-class PolicyError(ValueError):
-    """A policy file that cannot be used, or an observation it was not made for. One line."""
 
 
 class Policy:

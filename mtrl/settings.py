@@ -33,6 +33,7 @@ WORDS: dict[Any, str] = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
 }  # fmt: skip
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+EXPERIMENTS, CLAIMS = "experiments", "claims"  # folders of configs' that hold none
 COMMAND_ONLY = ("config", "resume", "import", "allow_changes")  # what a file may not say
 
 
@@ -80,9 +81,16 @@ def whole_number(key: str, text: str, low: int, high: int) -> int:
 
 def config_names() -> dict[str, Path]:
     """The shipped configs: what ``--config`` takes, and the files."""
+    others = (f"{EXPERIMENTS}/", f"{CLAIMS}/")
+    return {name: path for name, path in shipped().items() if not name.startswith(others)}
+
+
+def shipped() -> dict[str, Path]:
+    """Every shipped YAML file by its path among the configs, without its ending."""
     folder = next(folder for folder in CONFIG_FOLDERS if folder.is_dir())
-    names = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.yaml")}
-    return {name: names[name] for name in sorted(names) if not name.startswith(("experiments/", "claims/"))}
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
+    }
 
 
 def find_config(name: str) -> Path:

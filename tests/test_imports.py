@@ -18,6 +18,7 @@ LAYERS = [
         "mtrl",
         "mtrl.categorical",
         "mtrl.config",
+        "mtrl.errors",
         "mtrl.files",
         "mtrl.layers",
         "mtrl.fast",

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from mtrl.envs import Protocol, make_suite
-from mtrl.policy import Policy, PolicyError, load_policy
+from mtrl.errors import PolicyError
+from mtrl.policy import Policy, load_policy
 
 TASK_INPUTS = ["one_hot", "embedding", "heads", "none"]
 

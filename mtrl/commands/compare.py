@@ -1,76 +1,260 @@
-"""``mtrl compare``: several runs' success, with intervals over seeds, as a table, JSON and figures."""
+"""``mtrl compare``: runs by arm, with intervals and tests over seeds, as tables, JSON, CSV, LaTeX and figures."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-from mtrl.results.compare import FEWEST, STATISTICS, group, mean_conflict, read_curves, summarise, warnings
-from mtrl.results.figures import cosine_figure, curves_figure, save_figure, tasks_figure
+from mtrl.config import ConfigError, nearest
+from mtrl.files import write_synced
+from mtrl.results.baselines import Baseline, read_baseline
+from mtrl.results.compare import (
+    MARGIN,
+    METRIC,
+    STATISTICS,
+    Groups,
+    group,
+    mean_conflict,
+    read_curves,
+    summarise,
+    warnings,
+)
+from mtrl.results.papers import csv_text, latex_text
+from mtrl.results.statistics import CONFIDENCE, FEWEST, POWER
 from mtrl.results.tables import interval, make_table, report_json, require_writable, show
-from mtrl.settings import Parser
+from mtrl.settings import Parser, path_of
+
+SHOWN = ("final", "last5", "best", "area", "worst3")
+FIGURES = ("figure", "tasks_figure", "conflict_figure")
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser(prog="mtrl compare", description=__doc__)
-    parser.add_argument(
-        "runs", nargs="+", type=str, help="run folders; those beside each other are seeds of one label"
-    )
-    parser.add_argument(
-        "--json", type=str, help="write the statistics to this file, or - for standard output"
-    )
-    parser.add_argument("--figure", type=str, help="draw mean success to this file (.png, .pdf, .svg)")
-    parser.add_argument("--tasks_figure", type=str, help="draw every task's success to this file")
-    parser.add_argument("--conflict_figure", type=str, help="draw how tasks' gradients conflict to this file")
-    parser.add_argument(
-        "--against", choices=["steps", "minutes"], default="steps", help="the figure's x axis"
-    )
-    parser.add_argument(
-        "--reference", type=str, help="a label; the others' areas are given as differences from it"
-    )
-    args = parser.parse_args(arguments)
-    require_writable(args.json)
+    args = parse(arguments)
+    for key in ("json", "csv", "latex", *FIGURES):
+        require_writable(getattr(args, key), key)
     curves, young = read_curves(args.runs)
-    groups = group(curves)
-    summary = summarise(groups, args.reference)
-    for text in (*young, *warnings(curves)):
+    groups, renamed = in_order(group(curves), args.names)
+    reference = renamed.get(args.reference, args.reference)
+    summary = summarise(groups, reference, args.metric, args.margin)
+    suite = curves[0].protocol.partition("-")[0]
+    baselines = [read_baseline(name, curves[0].task_names, suite) for name in args.baseline]
+    most = next(iter(groups.values()))[0].last_step
+    others = {label: row for baseline in baselines for label, row in baseline.rows(most).items()}
+    told = [*young, *warnings(curves), *about(baselines, {curve.protocol for curve in curves})]
+    for text in told:
         print(f"mtrl: warning: {text}", file=sys.stderr)
-    if args.figure:
-        save_figure(curves_figure(groups, args.against), args.figure, dpi=130, bbox_inches="tight")
-    if args.tasks_figure:
-        save_figure(tasks_figure(groups), args.tasks_figure, dpi=110)
+    draw(args, groups, baselines)
+    for key, writer in (("csv", csv_text), ("latex", latex_text)):
+        if where := getattr(args, key):
+            put(writer(summary, others, reference), where, key)
+    if report_json({**summary, **others}, args.json) or "-" in (args.csv, args.latex):
+        return 0
+    print_tables(summary, others, groups, reference, args)
+    return 0
+
+
+def parse(arguments: list[str]) -> Any:
+    parser = Parser(prog="mtrl compare", description=__doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", type=str, help="run folders (those beside each other are seeds of one arm), folders of "
+        "runs, tables of `mtrl export`")  # fmt: skip
+    add(
+        "--reference",
+        type=str,
+        help="an arm; the others are compared with it, by seed where they share seeds",
+    )
+    add(
+        "--metric",
+        choices=STATISTICS,
+        default=METRIC,
+        help="by what; area under the curve unless said otherwise",
+    )
+    add("--margin", type=float, default=MARGIN, help="a difference that does not matter, fixed beforehand")
+    add("--names", type=str, help="order and names of arms: unitary=Unitary,pcgrad=PCGrad")
+    add("--baseline", type=str, action="append", default=[], help="others' results beside them: brc, …")
+    add("--json", type=str, help="write the statistics to this file, or - for standard output")
+    add("--csv", type=str, help="the same as a flat table")
+    add("--latex", type=str, help="a table for a paper (with booktabs)")
+    add("--figure", type=str, help="draw mean success to this file (.png, .pdf, .svg)")
+    add("--tasks_figure", type=str, help="draw every task's success to this file")
+    add("--conflict_figure", type=str, help="draw how tasks' gradients conflict to this file")
+    add("--against", choices=["steps", "minutes"], default="steps", help="the figure's x axis")
+    add("--size", type=str, help="of a figure in inches: 3.3x2.6 for a column")
+    args = parser.parse_args(arguments)
+    if not 0 < args.margin < 1:
+        raise ConfigError(f"margin: {args.margin} is not valid; it must be between 0 and 1")
+    args.size = size_of(args.size)
+    if args.baseline and args.against == "minutes":
+        raise ConfigError("baseline: nobody published minutes; leave out --against minutes")
+    return args
+
+
+def size_of(text: str | None) -> tuple[float, float] | None:
+    """``3.3x2.6`` as inches.
+
+    Raises:
+        ConfigError: it is none, or no figure's.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)", text, re.ASCII)
+    size = tuple(map(float, match.groups())) if match else (0.0, 0.0)
+    if not all(1 <= inches <= 50 for inches in size):
+        raise ConfigError(f"size: {text!r:.80} is not valid; it must be WIDTHxHEIGHT in inches, from 1 to 50")
+    return size[0], size[1]
+
+
+def in_order(groups: Groups, text: str | None) -> tuple[Groups, dict[str, str]]:
+    """The arms in the order and under the names that ``--names`` gives, the others behind them.
+
+    Raises:
+        ConfigError: an arm that there is not, or two of one name.
+    """
+    if text is None:
+        return groups, {}
+    renamed: dict[str, str] = {}
+    for part in text.split(","):
+        label, _, name = part.partition("=")
+        if label not in groups:
+            raise ConfigError(
+                f"names: {label!r} is none of the arms{nearest(label, groups)}; there are {', '.join(groups)}"
+            )
+        if label in renamed:
+            raise ConfigError(f"names: {label!r} comes twice")
+        renamed[label] = name or label
+    order = {**renamed, **{label: label for label in groups if label not in renamed}}
+    if len(set(order.values())) < len(order):
+        raise ConfigError(f"names: {text!r} gives two arms one name")
+    return {name: groups[label] for label, name in order.items()}, renamed
+
+
+def about(baselines: list[Baseline], protocols: set[str]) -> list[str]:
+    """What to know of the baselines, a line each."""
+    told = []
+    for baseline in baselines:
+        told.append(f"baseline {baseline.name}: {baseline.note} ({baseline.source})")
+        if unlike := baseline.unlike(protocols):
+            told.append(unlike)
+    return told
+
+
+def put(text: str, where: str, key: str) -> None:
+    if where == "-":
+        print(text, end="")
+    else:
+        write_synced(path_of(key, where), text.encode())
+
+
+def draw(args: Any, groups: Groups, baselines: list[Baseline]) -> None:
+    """What figures were asked for."""
+    if not any(getattr(args, key) for key in FIGURES):
+        return
+    from mtrl.results.figures import cosine_figure, curves_figure, save_figure, tasks_figure, type_for
+
+    with type_for(args.size):
+        if args.figure:
+            figure = curves_figure(groups, args.against, args.size or (7, 4.2), baselines)
+            save_figure(figure, args.figure, dpi=200)
+        if args.tasks_figure:
+            save_figure(tasks_figure(groups, args.size), args.tasks_figure, dpi=150)
     if args.conflict_figure:
         panels = {
             f"{label}, {network}": cosines
             for label, seeds in groups.items()
             for network, cosines in mean_conflict([curve.path for curve in seeds]).items()
         }
-        names = curves[0].task_names
+        names = next(iter(groups.values()))[0].task_names
         save_figure(cosine_figure(panels, names), args.conflict_figure, dpi=100, bbox_inches="tight")
-    if report_json(summary, args.json):
-        return 0
+
+
+def print_tables(
+    summary: Mapping[str, Any], others: Mapping[str, Any], groups: Groups, reference: str | None, args: Any
+) -> None:
     steps = next(iter(groups.values()))[0].steps
-    table = make_table(
-        "label",
-        "seeds",
-        *STATISTICS,
-        *([f"area minus {args.reference}"] if args.reference else []),
-        title=f"mean success over tasks, {len(steps)} evaluations up to {steps[-1]:.0f} steps per task",
-        caption=f"95 % intervals of the mean over seeds by Student's t, from {FEWEST} seeds on",
+    caption = (
+        f"in brackets {CONFIDENCE:.0%} intervals of the mean over seeds by Student's t, from {FEWEST} seeds on; "
+        "none where all seeds are equal or the mean is nearer than .05 to 0 or 1, where none is right"
     )
+    table = make_table(
+        "arm", "seeds", *SHOWN, "IQM", "failed", "dead tasks per seed",
+        title=f"mean success over tasks, {len(steps)} evaluations up to {steps[-1]:.0f} steps per task",
+        caption=caption,
+    )  # fmt: skip
     for label, row in summary.items():
-        cells = [with_interval(row[name]) for name in STATISTICS]
-        if args.reference:
-            cells.append(
-                "" if label == args.reference else with_interval(row["area_minus_reference"], "+.3f")
-            )
-        table.add_row(label, str(len(row["runs"])), *cells)
+        dead = "/".join(str(len(tasks)) for tasks in row["dead_tasks"])
+        table.add_row(
+            label, str(len(row["runs"])), *(with_interval(row[name]) for name in SHOWN),
+            with_interval(row["iqm_last5"]), str(len(row["failed"])), dead,
+        )  # fmt: skip
     show(table)
-    return 0
+    if reference is not None:
+        show(difference_table(summary, reference, args.metric, args.margin))
+    if any(row["acting"] for row in summary.values()):
+        show(acting_table(summary))
+    if others:
+        table = make_table("baseline", "seeds", "success", "what", "protocol", title="published by others")
+        for label, row in others.items():
+            what = f"{row['statistic']} at {row['steps_per_task']:.0f} steps per task"
+            table.add_row(label, str(row["seeds"] or "–"), with_interval(row), what, row["protocol"])
+        show(table)
 
 
-def with_interval(number: dict[str, Any], form: str = ".3f") -> str:
+def difference_table(summary: Mapping[str, Any], reference: str, metric: str, margin: float) -> Any:
+    table = make_table(
+        "arm", f"{metric} minus {reference}", "seeds", "p better (Holm)", "p not better", "p equivalent",
+        f"power, seeds for {POWER:g}: not better", "equivalent", "P(improvement)",
+        title=f"differences in {metric} from {reference}; margin {margin:g}",
+        caption="one-sided p-values. better: above the reference; not better: less than the margin above it; "
+        "equivalent: within the margin on both sides. Powers are for equal arms. No test where an arm is near 0 or 1.",
+    )  # fmt: skip
+    for label, row in summary.items():
+        if "against" not in row:
+            continue
+        found = row["against"]
+        table.add_row(
+            label, with_interval(found, "+.3f"),
+            f"{found['runs']} {'paired' if found['paired'] else 'unpaired'}",
+            *(p_value(found[key]) for key in ("p_better_holm", "p_not_better", "p_equivalent")),
+            *(f"{number(found[f'power_{k}'])}, {seeds(found[f'seeds_{k}'], found[f'power_{k}'])}"
+              for k in ("not_better", "equivalent")),
+            with_interval(found["improvement"], ".2f"),
+        )  # fmt: skip
+    return table
+
+
+def acting_table(summary: Mapping[str, Any]) -> Any:
+    table = make_table(
+        "arm", "network", "cosine", "norm ratio", "unchanged", "pairs in conflict", "measured updates",
+        title="what the method did: the applied direction beside the mean gradient",
+        caption="unchanged: share of the measured updates whose direction is the mean's, as far as bf16 tells",
+    )  # fmt: skip
+    for label, row in summary.items():
+        for network, found in row["acting"].items():
+            shares = (f"{found[key]:.0%}" for key in ("unchanged", "conflict"))
+            means = (f"{found['cosine']:.3f}", f"{found['norm_ratio']:.3f}")
+            table.add_row(label, network, *means, *shares, f"{found['measured']:.0f}")
+    return table
+
+
+def with_interval(number: Mapping[str, Any], form: str = ".3f") -> str:
     """A mean and its interval, as far as they are known."""
     if number["mean"] is None:
         return "–"
-    return f"{number['mean']:{form}}" + (f" ({interval(number['ci'])})" if number["ci"] else "")
+    mean, ends = f"{number['mean']:{form}}", number["ci"]
+    if not ends:
+        return mean
+    return f"{mean} ({ends[0]:+.3f} … {ends[1]:+.3f})" if "+" in form else f"{mean} ({interval(ends)})"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def p_value(value: float | None) -> str:
+    return "–" if value is None else "< .001" if value < 0.001 else f"{value:.3f}"
+
+
+def seeds(needed: int | None, power: float | None) -> str:
+    return "–" if power is None else "> 1000 seeds" if needed is None else f"{needed} seeds"

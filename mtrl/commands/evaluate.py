@@ -7,8 +7,9 @@ from pathlib import Path
 
 from mtrl.config import MOST_WORKERS, ConfigError
 from mtrl.envs import Protocol, SuiteError, make_suite
+from mtrl.errors import PolicyError
 from mtrl.evaluate import evaluate
-from mtrl.policy import Policy, PolicyError, load_policy
+from mtrl.policy import Policy, load_policy
 from mtrl.results.tables import report_json, require_writable, scores_table, show
 from mtrl.run.folder import RunFolder
 from mtrl.settings import Parser, path_of, whole_number

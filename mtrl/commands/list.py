@@ -5,7 +5,6 @@ from __future__ import annotations
 import yaml
 
 from mtrl.envs import PRESETS, SUITES
-from mtrl.optimizers import OPTIMIZERS, describe
 from mtrl.results.tables import make_table, show
 from mtrl.settings import Parser, config_names
 
@@ -57,6 +56,8 @@ def tasks() -> None:
 
 
 def optimizers() -> None:
+    from mtrl.optimizers import OPTIMIZERS, describe  # with torch, which the other lists need not wait for
+
     table = make_table(
         "name",
         "kind",

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtrl import registry
+from mtrl.errors import OptimizerError
 from mtrl.optimizers.aligned_mtl import AlignedMTL
 from mtrl.optimizers.base import (
     GramianMethod,
     MultiTaskOptimizer,
-    OptimizerError,
     RowMethod,
     Scalarization,
 )

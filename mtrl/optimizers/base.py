@@ -31,12 +31,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mtrl.errors import OptimizerError
+
 Array = npt.NDArray[np.float64]
 BLOCK = 2**16  # columns of a Jacobian that are held in float64 at once
-
-
-class OptimizerError(ValueError):
-    """A name, an option, a state or a Jacobian that no optimizer can work with; one line of text."""
 
 
 def require(valid: bool, option: str, value: object, domain: str) -> None:

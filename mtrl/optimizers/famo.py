@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mtrl.errors import OptimizerError
 from mtrl.optimizers.adam import adam_start, adam_step
-from mtrl.optimizers.base import OptimizerError, Scalarization, require
+from mtrl.optimizers.base import Scalarization, require
 
 FLOOR = 1e-8  # of a loss, before its logarithm or inverse is taken
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrl.optimizers.base import OptimizerError, RowMethod
+from mtrl.errors import OptimizerError
+from mtrl.optimizers.base import RowMethod
 
 PREFIX = "torchjd:"
 

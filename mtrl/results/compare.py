@@ -8,58 +8,123 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
-from scipy.stats import trim_mean
 
 from mtrl.config import ConfigError
-from mtrl.results.reading import Array, Curve, NoEvaluation, read_curve, read_lines
-from mtrl.run.folder import RunFolder
+from mtrl.results.export import read_table
+from mtrl.results.reading import (
+    NETWORKS,
+    Array,
+    Curve,
+    NoEvaluation,
+    failed_curve,
+    read_curve,
+    read_lines,
+)
+from mtrl.results.statistics import (
+    FEWEST,
+    Difference,
+    as_json,
+    holm,
+    improvement,
+    iqm,
+    iqm_interval,
+    known,
+    mean_interval,
+    paired_difference,
+    power_equivalence,
+    power_non_superiority,
+    seeds_needed,
+    welch_difference,
+    why_no_interval,
+)
+from mtrl.run.paths import RunPaths
 from mtrl.settings import path_of
 
-CONFIDENCE = 0.95
-FEWEST = 3  # runs that an interval is given for
-STATISTICS = ("final", "last5", "best", "area")
+STATISTICS = ("final", "last3", "last5", "best", "area", "worst3")
+METRIC, MARGIN = "area", 0.05  # what arms are compared by, unless said otherwise
+WORST = 3  # tasks
 Groups = Mapping[str, Sequence[Curve]]
 
 
 def read_curves(paths: Sequence[str]) -> tuple[list[Curve], list[str]]:
-    """The runs that have an evaluation, and a line about each that has none.
+    """The runs that can be scored, from folders, folders of runs and tables, and a line about each that cannot.
+
+    A run that failed before its first evaluation has no success at any step.
 
     Raises:
         ConfigError: a run is named twice, cannot be read, or none has an evaluation.
     """
     curves: list[Curve] = []
     young: list[str] = []
+    lost: list[Path] = []
     seen: dict[Path, str] = {}
     for path in paths:
         place = path_of("run", path).resolve()
         if place in seen:
             raise ConfigError(f"run: {path} is named twice (also as {seen[place]}); each run counts once")
         seen[place] = path
-        try:
-            curves.append(read_curve(place))
-        except NoEvaluation as error:
-            if RunFolder(place).status.startswith(("DIVERGED", "FAILED")):
-                raise ConfigError(
-                    f"{error}; a failure without an evaluation cannot be scored, name it apart"
-                ) from None
-            young.append(f"{error}: left out")
+        if place.is_file():
+            curves += read_table(place)
+            continue
+        for run in runs_in(place):
+            if run != place and run in seen:
+                raise ConfigError(f"run: {run} is named twice (also as {seen[run]}); each run counts once")
+            seen.setdefault(run, path)
+            try:
+                curves.append(read_curve(run))
+            except NoEvaluation as error:
+                if RunPaths(run).status.startswith(("DIVERGED", "FAILED")):
+                    lost.append(run)
+                else:
+                    young.append(f"{error}: left out")
     if not curves:
-        raise ConfigError(young[0].removesuffix(": left out"))
+        raise ConfigError(
+            young[0].removesuffix(": left out") if young else f"run: all of {len(lost)} runs failed"
+        )
+    curves += [failed_curve(run, curves[0].task_names) for run in lost]
     return curves, young
 
 
-def statistics(curve: Curve) -> dict[str, float]:
-    """One number per way to score a run's mean success over tasks.
+def runs_in(folder: Path) -> list[Path]:
+    """The run folder itself, or the runs in a folder of runs (``<label>/seed<n>`` and the like)."""
+    if not folder.is_dir() or any(
+        (folder / name).exists() for name in ("eval.jsonl", "config.yaml", "meta.json")
+    ):
+        return [folder]
+    found = [path.parent for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/config.yaml")]
+    return sorted(found, key=by_number) or [folder]
 
-    ``final``: the last evaluation; ``last5``: the mean of the last five; ``best``: the best over time,
-    biased upwards by the number of looks; ``area``: mean over evaluations.
+
+def by_number(path: Path) -> tuple[str, int, str]:
+    """Order of runs: by folder, seed10 behind seed9."""
+    digits = path.name.removeprefix("seed")
+    return str(path.parent), int(digits) if digits.isdecimal() else -1, path.name
+
+
+def statistics(curve: Curve) -> dict[str, float]:
+    """One number per way to score a run's success over tasks.
+
+    ``final``: the last evaluation; ``last3``, ``last5``: the mean of the last three and five; ``best``: the best over
+    time, biased upwards by the number of looks; ``area``: mean over evaluations; ``worst3``: of the run's three worst
+    tasks over the last five evaluations.
     """
-    mean = curve.success.mean(axis=1)
+    mean, tasks = curve.success.mean(axis=1), last_five(curve)
+    worst = np.sort(tasks)[:WORST].mean() if np.isfinite(tasks).all() else np.nan
     return {
-        "final": float(mean[-1]), "last5": float(mean[-5:].mean()),
+        "final": float(mean[-1]), "last3": float(mean[-3:].mean()), "last5": float(mean[-5:].mean()),
         "best": float(mean.max()), "area": float(mean.mean()),
+        "worst3": float(worst),
     }  # fmt: skip
+
+
+def last_five(curve: Curve) -> Array:
+    """``[T]`` success by task, mean over the last five evaluations."""
+    return np.asarray(curve.success[-5:].mean(axis=0))
+
+
+def dead_tasks(curve: Curve) -> list[str]:
+    """Tasks without one success in the last five evaluations."""
+    return [name for name, score in zip(curve.task_names, last_five(curve), strict=True) if score == 0]
 
 
 def read_conflict(path: str | Path) -> dict[str, Array]:
@@ -68,16 +133,17 @@ def read_conflict(path: str | Path) -> dict[str, Array]:
     Raises:
         ConfigError: the run has no ``conflict.jsonl`` that can be read.
     """
-    run = RunFolder(path)
     try:
-        records = read_lines(run.conflicts)
+        records = read_lines(RunPaths(path).conflicts)
         cosines = {
             network: np.array([r["cosines"] for r in records if r["network"] == network], dtype=float)
-            for network in ("critic", "actor")
+            for network in NETWORKS
         }
         return {network: np.nanmean(c[len(c) // 2 :], axis=0) for network, c in cosines.items()}
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"run: {path} has no conflict measurement that can be read") from None
+        raise ConfigError(
+            f"run: {path} has no conflict measurement that can be read (tables hold only its means)"
+        ) from None
 
 
 def mean_conflict(paths: Sequence[str | Path]) -> dict[str, Array]:
@@ -104,7 +170,7 @@ def group(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     shared = reduce(np.intersect1d, [curve.steps for curve in curves if not curve.failed])
     # what a failed run never reached counts as no success; what it skipped before is missing for all
     shared = np.array(
-        [s for s in shared if all(s in c.steps or (c.failed and s > c.steps[-1]) for c in curves)]
+        [s for s in shared if all(s in c.steps or (c.failed and s > c.last_step) for c in curves)]
     )
     if not len(shared):
         paths = ", ".join(str(curve.path) for curve in curves)
@@ -141,25 +207,28 @@ def warnings(curves: Sequence[Curve]) -> list[str]:
             found.append(f"the runs have different {what}: {', '.join(different)}")
 
     differ("protocols", [curve.protocol for curve in curves])
-    differ("numbers of episodes per evaluation", [curve.episodes for curve in curves])
-    differ("total steps per task", [curve.settings["total_steps_per_task"] for curve in curves])
+    differ("numbers of episodes per evaluation", [curve.episodes for curve in curves if len(curve.steps)])
+    differ("total steps per task", [curve.settings.get("total_steps_per_task") for curve in curves])
     differ(
         "last evaluations (they are compared at common steps)",
         [f"{c.steps[-1]:.0f}" for c in curves if not c.failed],
     )
-    differ("commits", [curve.settings["commit"] for curve in curves])
-    differ("versions", [curve.settings["versions"] for curve in curves])
+    differ("commits", [curve.settings.get("commit") for curve in curves])
+    differ("versions", [curve.settings.get("versions") for curve in curves])
     goals = {
-        label: sorted({str(curve.settings["goals"]) for curve in seeds})
+        label: sorted({str(curve.settings.get("goals")) for curve in seeds})
         for label, seeds in by_label(curves).items()
     }
     if len({tuple(g) for g in goals.values()}) > 1:
         told = "; ".join(f"{label}: {', '.join(g)}" for label, g in goals.items())
         found.append(f"goals are fixed by the seed, and the labels have different ones ({told})")
+    for label, seeds in by_label(curves).items():
+        if len({curve.settings.get("config") for curve in seeds} - {None}) > 1:
+            found.append(f"the runs of {label} have different settings beside the seed")
     for curve in curves:
         if curve.failed:
             found.append(
-                f"{curve.path} is marked {curve.status}: its success after {curve.steps[-1]:.0f} steps per task "
+                f"{curve.path} is marked {curve.status}: its success after {curve.last_step:.0f} steps per task "
                 "counts as 0"
             )
         elif not curve.status.startswith("DONE"):
@@ -169,72 +238,99 @@ def warnings(curves: Sequence[Curve]) -> list[str]:
     return found
 
 
-def interval(values: Array) -> list[float] | None:
-    """95 % interval of the mean over runs ``[n]`` by Student's t, cut to [0, 1]; None below three runs.
+def difference(a: Sequence[Curve], b: Sequence[Curve], metric: str) -> Difference:
+    """Of two arms' runs in a statistic: paired where at least three seeds are in both, else Welch's."""
+    one, two = ({c.seed: statistics(c)[metric] for c in curves if c.seed is not None} for curves in (a, b))
+    shared = sorted(one.keys() & two.keys())
+    if len(shared) >= FEWEST and len(one) == len(a) and len(two) == len(b):
+        return paired_difference(np.array([one[s] for s in shared]), np.array([two[s] for s in shared]))
+    return welch_difference(*(np.array([statistics(c)[metric] for c in curves]) for curves in (a, b)))
 
-    Over few runs a percentile bootstrap of the mean covers too little: .73, .84 and .90 at 3, 5 and 10.
+
+def against(a: Sequence[Curve], b: Sequence[Curve], metric: str, margin: float) -> dict[str, Any]:
+    """What an arm's difference from the reference ``b`` shows; p-values are one-sided. JSON-able.
+
+    ``p_better``: above the reference; ``p_not_better``: less than ``margin`` above it; ``p_equivalent``: within
+    ``±margin``; powers and needed seeds are for truly equal arms of the found SD.
     """
-    if len(values) < FEWEST:
-        return None
-    half = student.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return [max(0.0, float(values.mean() - half)), min(1.0, float(values.mean() + half))]
+    found = difference(a, b, metric)
+    sure = found.testable and not found.near_end  # near an end everything is equivalent
+    powers: dict[str, Any] = {}
+    for name, power in (("not_better", power_non_superiority), ("equivalent", power_equivalence)):
+        powers[f"power_{name}"] = power(found.runs, found.sd, margin, found.paired) if sure else None
+        powers[f"seeds_{name}"] = seeds_needed(power, found.sd, margin, found.paired) if sure else None
+    scores = [np.array([last_five(curve) for curve in curves]) for curves in (a, b)]
+    chance, bounds = improvement(*scores)
+    return {
+        "mean": known(found.mean), "ci": as_json(found.interval), "paired": found.paired, "runs": found.runs,
+        "sd": known(found.sd), "metric": metric, "margin": margin,
+        "p_better": found.p_above() if sure else None,
+        "p_not_better": found.p_below(margin) if sure else None,
+        "p_equivalent": found.p_equivalent(margin) if sure else None, **powers,
+        "improvement": {"mean": known(chance), "ci": as_json(bounds)},
+    }  # fmt: skip
 
 
-def difference(a: Array, b: Array) -> dict[str, Any]:
-    """Mean of runs ``a [n]`` minus that of ``b [m]``, with Welch's 95 % interval; None below three runs of each."""
-    shift = float(a.mean() - b.mean())
-    if min(len(a), len(b)) < FEWEST:
-        return {"mean": shift, "ci": None}
-    parts = np.array([a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)])
-    if parts.sum() == 0:
-        return {"mean": shift, "ci": [shift, shift]}
-    freedom = parts.sum() ** 2 / (parts**2 / (np.array([len(a), len(b)]) - 1)).sum()
-    half = float(student.ppf((1 + CONFIDENCE) / 2, freedom) * np.sqrt(parts.sum()))
-    return {"mean": shift, "ci": [shift - half, shift + half]}
-
-
-def interquartile_mean(curves: Sequence[Curve]) -> float:
-    """Mean of the middle half of all runs' tasks, each task's mean over the last five evaluations.
-
-    Agarwal et al. 2021 (arXiv 2108.13264): over the ``[n, T]`` scores of n runs and T tasks.
-    """
-    return float(trim_mean(np.array([c.success[-5:].mean(axis=0) for c in curves]).flatten(), 0.25))
-
-
-def summarise(groups: Groups, reference: str | None = None) -> dict[str, Any]:
-    """For each label: runs, steps, every statistic with mean and interval over runs, the interquartile mean, and
-    per-task last-five success; with a reference, the difference of the area under the curve from it. JSON-able.
+def summarise(
+    groups: Groups, reference: str | None = None, metric: str = METRIC, margin: float = MARGIN
+) -> dict[str, Any]:
+    """For each label: runs, steps, every statistic with mean, SD and interval over runs, the interquartile mean, what
+    the method did to the gradient, dead and per-task last-five success; with a reference, the difference from it.
+    JSON-able.
 
     Raises:
         ConfigError: no label is called as the reference.
     """
     if reference is not None and reference not in groups:
         raise ConfigError(f"reference: {reference!r} is none of the labels {', '.join(groups)}")
-    scores = {
-        label: {name: np.array([statistics(c)[name] for c in curves]) for name in STATISTICS}
-        for label, curves in groups.items()
-    }
     table: dict[str, Any] = {}
     for label, curves in groups.items():
+        scores = {name: np.array([statistics(c)[name] for c in curves]) for name in STATISTICS}
+        tasks = np.array([last_five(curve) for curve in curves])
         table[label] = {
             "runs": [str(c.path) for c in curves],
+            "seeds": [c.seed for c in curves],
             "failed": [str(c.path) for c in curves if c.failed],
             "steps_per_task": float(curves[0].steps[-1]),
             "minutes": float(np.mean([c.minutes[-1] for c in curves])),
             "protocol": curves[0].protocol,
-            **{name: {"mean": known(v.mean()), "ci": interval(v)} for name, v in scores[label].items()},
-            "iqm_last5": known(interquartile_mean(curves)),
-            "tasks": {
-                name: known(np.mean([c.success[-5:, t].mean() for c in curves]))
-                for t, name in enumerate(curves[0].task_names)
-            },
+            **{name: described(values) for name, values in scores.items()},
+            "iqm_last5": {"mean": known(iqm(tasks)), "ci": as_json(iqm_interval(tasks))},
+            "tasks": dict(zip(curves[0].task_names, map(known, tasks.mean(axis=0)), strict=True)),
+            "dead_tasks": [dead_tasks(curve) for curve in curves],
+            "acting": mean_acting(curves),
         }
-        if reference is not None:
-            table[label]["area_minus_reference"] = difference(
-                scores[label]["area"], scores[reference]["area"]
-            )
+    if reference is not None:
+        others = [label for label in groups if label != reference]
+        for label in others:
+            table[label]["against"] = against(groups[label], groups[reference], metric, margin)
+        corrected = holm([table[label]["against"]["p_better"] for label in others])
+        for label, value in zip(others, corrected, strict=True):
+            table[label]["against"]["p_better_holm"] = value
     return table
 
 
-def known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def described(values: Array) -> dict[str, Any]:
+    """Mean, SD and interval of runs' scores ``[n]``, and why there is none."""
+    sd = known(values.std(ddof=1)) if len(values) > 1 else None
+    return {
+        "mean": known(values.mean()), "sd": sd, "ci": as_json(mean_interval(values)),
+        "no_ci": why_no_interval(values),
+    }  # fmt: skip
+
+
+def mean_acting(curves: Sequence[Curve]) -> dict[str, dict[str, float]]:
+    """:func:`mtrl.results.reading.acting_of`, mean over the runs that have it; measured updates are added."""
+    found = {}
+    for network in NETWORKS:
+        own = [curve.acting[network] for curve in curves if network in curve.acting]
+        if own:
+            found[network] = {
+                key: float(
+                    np.sum([one[key] for one in own])
+                    if key == "measured"
+                    else np.mean([one[key] for one in own])
+                )
+                for key in own[0]
+            }
+    return found

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -14,6 +17,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from mtrl.config import ConfigError
 
 if TYPE_CHECKING:
+    from mtrl.results.baselines import Baseline
     from mtrl.results.reading import Curve
 
 Array = npt.NDArray[Any]
@@ -41,69 +45,137 @@ def save_figure(figure: Figure, path: str, **options: Any) -> None:
 def cosine_figure(panels: Mapping[str, Array], task_names: Sequence[str]) -> Figure:
     """Pairwise cosines ``[T, T]`` of the tasks' gradients, by name; one matrix per titled panel, in pairs."""
     size = 1.5 + 0.3 * len(task_names)
+    # cosines of ten tasks are small: the scale ends where the largest off the diagonal does, so that .1 is seen
+    off = ~np.eye(len(task_names), dtype=bool)
+    largest = max((float(np.nanmax(np.abs(c[off]), initial=0)) for c in panels.values()), default=0)
+    end = max(0.2, math.ceil(10 * largest) / 10)
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     figure = new_figure(size * columns + 2, size * rows + 1)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, (title, cosines) in zip(grid.flat, panels.items(), strict=False):
-        image = axes.imshow(np.ma.masked_invalid(cosines), vmin=-1, vmax=1, cmap="RdBu")
+        image = axes.imshow(np.ma.masked_invalid(cosines), vmin=-end, vmax=end, cmap="RdBu")
         axes.set_title(title)
         axes.set_xticks(range(len(task_names)), task_names, rotation=90)
         axes.set_yticks(range(len(task_names)), task_names)
         if len(task_names) <= 15:
             for i, j in zip(*np.where(~np.eye(len(cosines), dtype=bool)), strict=True):
-                axes.text(j, i, f"{cosines[i, j]:.1f}", ha="center", va="center", fontsize=7)
+                axes.text(j, i, short_cosine(cosines[i, j]), ha="center", va="center", fontsize=7)
     figure.colorbar(image, ax=grid, label="cosine of two tasks' gradients")
     return figure
 
 
+def short_cosine(value: float) -> str:
+    """Two digits, without what all have: ``.12``, ``-.05``."""
+    return f"{value:.2f}".replace("0.", ".", 1)
+
+
+# Okabe and Ito's, told apart by colour-blind readers too; then again with other dashes
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)))
+COLUMN = 5.0  # inches; narrower figures are set in smaller type
+Size = tuple[float, float]
+
+
+def style(number: int) -> dict[str, Any]:
+    """Of the ``number``-th arm."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+    }
+
+
+def type_for(size: Size | None) -> Any:
+    """A context in which figures of a column's width are set in small type."""
+    narrow = size is not None and size[0] < COLUMN
+    return rc_context({"font.size": 7, "axes.titlesize": 7, "figure.labelsize": 7} if narrow else {})
+
+
+def draw_band(
+    axes: Axes, curves: Sequence[Curve], against: str, values: Sequence[Array], **named: Any
+) -> None:
+    """The mean over seeds of ``values [n]`` per run, with a band of one SD on both sides, as long as all go."""
+    length = min(len(curve.steps) for curve in curves)
+    x = np.mean([getattr(curve, against)[:length] for curve in curves], axis=0)
+    y = np.array([value[:length] for value in values])
+    mean = y.mean(axis=0)
+    axes.plot(x, mean, linewidth=1.5, **named)
+    if len(y) > 1:
+        sd = y.std(axis=0, ddof=1)
+        low, high = np.clip(mean - sd, 0, 1), np.clip(mean + sd, 0, 1)
+        axes.fill_between(x, low, high, color=named["color"], alpha=0.18, linewidth=0)
+
+
 def curves_figure(
-    groups: Mapping[str, Sequence[Curve]], against: Literal["steps", "minutes"] = "steps"
-) -> Figure:
-    """Mean success over tasks against steps per task or minutes; a line per group, thin ones per seed."""
-    figure = new_figure(7, 4.2)
+    groups: Mapping[str, Sequence[Curve]], against: Literal["steps", "minutes"] = "steps",
+    size: Size = (7, 4.2), baselines: Sequence[Baseline] = (),
+) -> Figure:  # fmt: skip
+    """Mean success over tasks against steps per task or minutes: a line per arm, a band of one SD over its seeds.
+
+    Baselines are grey: curves up to the runs' last step, numbers as level lines; their labels say what they are of.
+    """
+    figure = new_figure(*size)
     axes = figure.subplots()
     for number, (label, curves) in enumerate(groups.items()):
-        colour = f"C{number}"
-        for curve in curves:
-            axes.plot(getattr(curve, against), curve.success.mean(1), color=colour, alpha=0.35, linewidth=1)
-        length = min(len(curve.steps) for curve in curves)
-        x = np.mean([getattr(curve, against)[:length] for curve in curves], axis=0)
-        y = np.mean([curve.success[:length].mean(1) for curve in curves], axis=0)
-        axes.plot(
-            x, y, color=colour, linewidth=2, label=f"{label} ({len(curves)} seed{'s' * (len(curves) > 1)})"
+        named = {"label": f"{label} ({seeds_of(curves)})", **style(number)}
+        draw_band(axes, curves, against, [curve.success.mean(1) for curve in curves], **named)
+    most = max(curve.last_step for curves in groups.values() for curve in curves)
+    for number, (label, curves) in enumerate((k, v) for b in baselines for k, v in b.curves.items()):
+        cut = [curve.at(curve.steps[curve.steps <= most]) for curve in curves]
+        grey = {"color": ("0.35", "0.6")[number % 2], "linestyle": DASHES[1], "marker": "o", "markersize": 3}
+        draw_band(
+            axes, cut, "steps", [c.success.mean(1) for c in cut], label=f"{label} ({seeds_of(cut)})", **grey
         )
-    axes.set_xlabel("environment steps per task" if against == "steps" else "minutes")
-    axes.set_ylabel("mean success over tasks")
+    for number, baseline in enumerate(b for b in baselines if b.numbers):
+        what = f"{len(baseline.numbers)} methods, {baseline.statistic} at {EngFormatter(sep='')(baseline.steps)} steps"
+        for place, (mean, *_) in enumerate(baseline.numbers.values()):
+            label = "_" if place else f"{baseline.title}: {what}"  # one entry for all
+            axes.axhline(
+                mean, color=("0.4", "0.65")[number % 2], linestyle=DASHES[2], linewidth=1, label=label
+            )
+    if against == "steps":
+        axes.set_xlabel("environment steps per task")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    else:
+        axes.set_xlabel("minutes")
+    axes.set_ylabel("success, mean ± SD over seeds")
     axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
+    entries = len(axes.get_legend_handles_labels()[0])
+    if entries <= 5 and size[0] >= COLUMN:
+        axes.legend(loc="upper left")
+    else:
+        figure.legend(loc="outside lower center", ncols=2 if size[0] >= COLUMN else 1, frameon=False)
     return figure
 
 
-def tasks_figure(groups: Mapping[str, Sequence[Curve]]) -> Figure:
-    """One small panel per task: success against steps, a line per run, a colour per label."""
+def seeds_of(curves: Sequence[Curve]) -> str:
+    return f"{len(curves)} seed{'s' * (len(curves) > 1)}"
+
+
+def tasks_figure(groups: Mapping[str, Sequence[Curve]], size: Size | None = None) -> Figure:
+    """One small panel per task: success against steps, a line per arm, a band of one SD over its seeds."""
     names = next(iter(groups.values()))[0].task_names
-    columns = 5
+    narrow = size is not None and size[0] < COLUMN
+    columns = 2 if narrow else 5
     rows = -(-len(names) // columns)
-    figure = new_figure(2.3 * columns, 1.8 * rows)
+    figure = new_figure(*(size or (2.3 * columns, 1.8 * rows + 0.4)))
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     for t, axes in enumerate(panels):
         if t >= len(names):
             axes.set_visible(False)
             continue
         for number, (label, curves) in enumerate(groups.items()):
-            lines = [axes.plot(c.steps, c.success[:, t], color=f"C{number}")[0] for c in curves]
-            lines[0].set_label(label)
-        axes.set_title(names[t], fontsize=9)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+            draw_band(axes, curves, "steps", [c.success[:, t] for c in curves], label=label, **style(number))
+        axes.set_title(names[t], fontsize=None if narrow else 9)
+        axes.xaxis.set_major_locator(MaxNLocator(3 if narrow else 4))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylim(-0.05, 1.05)
         axes.grid(alpha=0.3)
     figure.supxlabel("environment steps per task")
-    figure.supylabel("success")
+    figure.supylabel("success, mean ± SD over seeds")
     if len(groups) > 1:
-        figure.legend(
-            *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(groups)
-        )
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        ncols = min(len(groups), 2 if narrow else 6)
+        figure.legend(handles, labels, loc="outside upper center", ncols=ncols)
     return figure

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,18 @@ import yaml
 
 from mtrl.config import ConfigError
 from mtrl.files import read_bounded
-from mtrl.run.folder import RunFolder
+from mtrl.run.paths import RunPaths
 
 Array = npt.NDArray[np.float64]
 MOST = 1e15  # of any number
 MOST_BYTES = 2**25  # of a file that is read whole
+NETWORKS = ("critic", "actor")
+# "equal to the mean", as far as bf16 tells: of plain means it measured 1 - 3e-4 and 1 ± .013 at worst
+SAME_COSINE, SAME_NORM = 0.999, 0.02
+# what tells no arm from another: two runs of one arm may differ in it
+OF_A_RUN = (
+    "seed", "run_dir", "label", "threads", "workers", "device", "log_every", "checkpoint_every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -26,11 +35,17 @@ class Curve:
     """The evaluations of one run, n of them.
 
     Attributes:
+        path: of its folder, or the table's place and what the folder was called.
+        seed: None where nothing tells it.
         steps: ``[n]`` environment steps per task, increasing.
         minutes: ``[n]`` of training, evaluations included.
         success: ``[n, T]`` by task; NaN where a task never told it.
+        at_end: ``[n, T]`` success at the episodes' last step, likewise.
+        returns: ``[n, T]``; NaN where they are not known.
         episodes: per task in an evaluation; None where they differ.
-        settings: what makes runs alike or not, by name; see :func:`read_curve`.
+        settings: what makes runs alike or not, by name; see :func:`settings_of`.
+        acting: per network, what the method did to the gradient; see :func:`acting_of`.
+        critic_loss: mean over tasks and the second half of the training log; None where it is not known.
     """
 
     path: Path
@@ -40,8 +55,13 @@ class Curve:
     steps: Array
     minutes: Array
     success: Array
+    at_end: Array
+    returns: Array
     episodes: int | None
-    settings: dict[str, Any]
+    seed: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    acting: dict[str, dict[str, float]] = field(default_factory=dict)
+    critic_loss: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -53,19 +73,31 @@ class Curve:
         """Whether it ended before its time, by itself."""
         return self.status.startswith(("DIVERGED", "FAILED"))
 
+    @property
+    def last_step(self) -> float:
+        return float(self.steps[-1]) if len(self.steps) else 0.0
+
     def at(self, steps: Array) -> Curve:
         """The evaluations at these steps per task; those that a failed run never reached count as no success."""
         kept = np.isin(self.steps, steps)
-        curve = replace(self, steps=self.steps[kept], minutes=self.minutes[kept], success=self.success[kept])
-        missing = steps[steps > self.steps[-1]] if self.failed else steps[:0]
-        if not len(missing):
-            return curve
+        missing = steps[steps > self.last_step] if self.failed else steps[:0]
+        lost = np.zeros((len(missing), len(self.task_names)))
         return replace(
-            curve,
-            steps=np.append(curve.steps, missing),
-            minutes=np.append(curve.minutes, np.full(len(missing), self.minutes[-1])),
-            success=np.vstack((curve.success, np.zeros((len(missing), len(self.task_names))))),
+            self,
+            steps=np.append(self.steps[kept], missing),
+            minutes=np.append(
+                self.minutes[kept], np.full(len(missing), self.minutes[-1] if len(self.minutes) else 0.0)
+            ),
+            success=np.vstack((self.success[kept], lost)),
+            at_end=np.vstack((self.at_end[kept], lost)),
+            returns=np.vstack((self.returns[kept], np.full_like(lost, math.nan))),
         )
+
+    def of_tasks(self, names: tuple[str, ...]) -> Curve:
+        """Some of its tasks, in this order."""
+        places = [self.task_names.index(name) for name in names]
+        parts = {key: getattr(self, key)[:, places] for key in ("success", "at_end", "returns")}
+        return replace(self, task_names=names, **parts)
 
 
 class NoEvaluation(ConfigError):
@@ -73,68 +105,159 @@ class NoEvaluation(ConfigError):
 
 
 def read_curve(path: str | Path) -> Curve:
-    """A run folder's ``eval.jsonl``, with what ``meta.json`` and ``config.yaml`` say of the run.
+    """A run folder's ``eval.jsonl``, with what its other files say of the run.
 
     Raises:
         NoEvaluation: the run has none yet.
         ConfigError: no run, or a file that no run of ours writes; it names the file and the line.
     """
-    run = RunFolder(Path(path).resolve())
+    run = RunPaths(Path(path).resolve())
     if run.exists and not run.evaluations.exists():
         raise NoEvaluation(f"run: {path} has no evaluation yet (it is {run.status})")
     if not run.meta.exists() or not run.evaluations.exists():
         raise ConfigError(f"run: {path} is no run's folder (it has no meta.json and eval.jsonl)")
-    meta = mapping(read_json(run.meta), run.meta)
-    protocol = mapping(meta.get("protocol"), run.meta)
-    if not isinstance(protocol.get("name"), str):
-        raise ConfigError(f"run: {run.meta} names no protocol")
     records = read_lines(run.evaluations)
     if not records:
         raise NoEvaluation(f"run: {path} has no evaluation yet (it is {run.status})")
     tasks = tuple(mapping(records[0].get("tasks"), f"{run.evaluations} line 1"))
     if not tasks:
         raise ConfigError(f"run: {run.evaluations} line 1 has no tasks")
-    steps, minutes, success, episodes = [], [], [], set()
+    steps, minutes, episodes = [], [], set()
+    columns: dict[str, list[list[float]]] = {"success": [], "success_at_end": [], "return": []}
     for number, record in enumerate(records, 1):
         where = f"{run.evaluations} line {number}"
         by_task = mapping(record.get("tasks"), where)
         if tuple(by_task) != tasks:
             raise ConfigError(f"run: {where} has other tasks than line 1")
         steps.append(real(record, "steps_per_task", where, low=0))
-        minutes.append(real(record, "seconds", where, low=0) / 60)
-        if number > 1 and steps[-1] <= steps[-2]:
-            raise ConfigError(
-                f"run: {where} is at {steps[-1]:g} steps per task, the line before at {steps[-2]:g}"
-            )
+        minutes.append(round(real(record, "seconds", where, low=0) / 60, 3))
+        require_later(steps, where)
         scores = [mapping(by_task[name], f"{where}, {name}") for name in tasks]
-        success.append(
-            [
-                math.nan if s.get("success") is None else real(s, "success", f"{where}, {name}", 0, 1)
-                for name, s in zip(tasks, scores, strict=True)
-            ]
-        )
+        for key, rows in columns.items():
+            low, high = (0.0, 1.0) if key != "return" else (-MOST, MOST)
+            rows.append(
+                [
+                    math.nan if s.get(key) is None else real(s, key, f"{where}, {name}", low, high)
+                    for name, s in zip(tasks, scores, strict=True)
+                ]
+            )
         episodes |= {int(real(s, "episodes", where, 1)) for s in scores if s.get("episodes") is not None}
     return Curve(
-        path=run.path, protocol=protocol["name"], status=run.status, task_names=tasks, steps=np.array(steps),
-        minutes=np.array(minutes), success=np.array(success),
-        episodes=episodes.pop() if len(episodes) == 1 else None, settings=settings_of(run, meta, protocol),
+        **about(run), task_names=tasks, steps=np.array(steps), minutes=np.array(minutes),
+        success=np.array(columns["success"]), at_end=np.array(columns["success_at_end"]),
+        returns=np.round(np.array(columns["return"]), 3),
+        episodes=episodes.pop() if len(episodes) == 1 else None,
     )  # fmt: skip
 
 
-def settings_of(run: RunFolder, meta: dict[str, Any], protocol: dict[str, Any]) -> dict[str, Any]:
-    """``goals`` (their seed, where they are fixed), ``total_steps_per_task``, ``commit`` and ``versions``."""
+def failed_curve(path: str | Path, task_names: tuple[str, ...]) -> Curve:
+    """A run that failed before its first evaluation: no success at any step."""
+    none = np.zeros((0, len(task_names)))
+    run = RunPaths(Path(path).resolve())
+    return Curve(
+        **about(run), task_names=task_names, steps=np.zeros(0), minutes=np.zeros(0),
+        success=none, at_end=none, returns=none, episodes=None,
+    )  # fmt: skip
+
+
+def about(run: RunPaths) -> dict[str, Any]:
+    """What a run's files say beside its evaluations, by the names of :class:`Curve`."""
+    meta = mapping(read_json(run.meta), run.meta)
+    protocol = mapping(meta.get("protocol"), run.meta)
+    if not isinstance(protocol.get("name"), str):
+        raise ConfigError(f"run: {run.meta} names no protocol")
+    config = config_of(run)
+    return {
+        "path": run.path, "protocol": protocol["name"], "status": run.status,
+        "seed": seed_of(run, config), "settings": settings_of(config, meta, protocol),
+        "acting": acting_of(run), "critic_loss": loss_of(run),
+    }  # fmt: skip
+
+
+def require_later(steps: list[float], where: str) -> None:
+    if len(steps) > 1 and steps[-1] <= steps[-2]:
+        raise ConfigError(
+            f"run: {where} is at {steps[-1]:g} steps per task, the line before at {steps[-2]:g}"
+        )
+
+
+def config_of(run: RunPaths) -> dict[str, Any]:
     try:
         config = yaml.safe_load(read_text(run.config)) if run.config.exists() else {}
     except (yaml.YAMLError, RecursionError):
         raise ConfigError(f"run: {run.config} is no YAML") from None
-    config = config if isinstance(config, dict) else {}
+    return config if isinstance(config, dict) else {}
+
+
+def seed_of(run: RunPaths, config: dict[str, Any]) -> int | None:
+    seed = config.get("seed")
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        return seed
+    digits = run.path.name.removeprefix("seed")
+    return int(digits) if digits != run.path.name and digits.isdecimal() and len(digits) < 20 else None
+
+
+def settings_of(config: dict[str, Any], meta: dict[str, Any], protocol: dict[str, Any]) -> dict[str, Any]:
+    """``goals`` (their seed, where they are fixed), ``total_steps_per_task``, ``commit``, ``versions`` and
+    ``config``: a digest of the settings that are an arm's.
+    """
     seed = config.get("seed") if protocol.get("goal_seed") is None else protocol["goal_seed"]
+    of_arm = {key: value for key, value in config.items() if key not in OF_A_RUN}
+    text = json.dumps(of_arm, sort_keys=True, default=str)
     return {
         "goals": seed if protocol.get("goals") == "fixed" else None,
         "total_steps_per_task": config.get("total_steps_per_task"),
         "commit": meta.get("commit"),
         "versions": meta.get("versions"),
+        "config": hashlib.sha256(text.encode()).hexdigest()[:16] if config else None,
     }
+
+
+def acting_of(run: RunPaths) -> dict[str, dict[str, float]]:
+    """Per network, means over a run's conflict measurements, which are of one update in ``diagnostics_every``.
+
+    ``cosine`` and ``norm_ratio`` of the applied direction and the mean gradient; ``unchanged``, the share of updates
+    where they are equal as far as bf16 tells; ``conflict``, the share of pairs of tasks whose gradients point apart;
+    ``measured``, the number of updates. Empty without a measurement.
+    """
+    if not run.conflicts.is_file():
+        return {}
+    records = read_lines(run.conflicts)
+    found = {}
+    for network in NETWORKS:
+        rows = np.array(
+            [
+                [r.get(key) for key in ("cosine_to_mean", "norm_ratio", "negative_pairs")]
+                for r in records
+                if r.get("network") == network
+                and all(isinstance(r.get(key), (int, float)) for key in ("cosine_to_mean", "norm_ratio"))
+            ],
+            dtype=float,
+        )
+        if not len(rows):
+            continue
+        same = (rows[:, 0] >= SAME_COSINE) & (np.abs(rows[:, 1] - 1) <= SAME_NORM)
+        apart = rows[:, 2][np.isfinite(rows[:, 2])]
+        found[network] = {
+            "cosine": round(float(rows[:, 0].mean()), 4), "norm_ratio": round(float(rows[:, 1].mean()), 4),
+            "unchanged": round(float(same.mean()), 4),
+            "conflict": round(float(apart.mean()), 4) if len(apart) else 0.0, "measured": len(rows),
+        }  # fmt: skip
+    return found
+
+
+def loss_of(run: RunPaths) -> float | None:
+    """Mean critic loss over the second half of ``progress.csv``."""
+    if not run.progress.is_file():
+        return None
+    values = []
+    for row in csv.DictReader(read_text(run.progress).splitlines()):
+        try:
+            values.append(float(row.get("train/critic_loss") or "nan"))
+        except ValueError:
+            raise ConfigError(f"run: {run.progress}: train/critic_loss is no number") from None
+    finite = [value for value in values[len(values) // 2 :] if math.isfinite(value)]
+    return float(f"{np.mean(finite):.6g}") if finite else None
 
 
 def read_text(path: Path) -> str:
@@ -158,8 +281,20 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def parsed(text: str, where: object) -> Any:
+    """JSON in which no key comes twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ConfigError(f"run: {where}: the key {twice!r:.80} comes twice")
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once)
+    except ConfigError:
+        raise
     except (ValueError, RecursionError):
         raise ConfigError(f"run: {where} is no JSON") from None
 

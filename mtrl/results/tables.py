@@ -69,15 +69,16 @@ def report_json(result: Any, where: str | None) -> bool:
     return where == "-"
 
 
-def require_writable(where: str | None) -> None:
-    """Raise now, not after an hour, when the file of ``--json`` cannot be written; nothing is left there.
+def require_writable(where: str | None, key: str = "json") -> None:
+    """Raise now, not after an hour, when the file of ``--json`` (or of another ``key``) cannot be written; nothing is
+    left there.
 
     Raises:
         ConfigError: its folder is missing or may not be written, or a folder lies there.
     """
     if where is None or where == "-":
         return
-    path = path_of("json", where)
+    path = path_of(key, where)
     reason = None
     if path.is_dir():
         reason = "it is a folder"
@@ -86,7 +87,7 @@ def require_writable(where: str | None) -> None:
     elif not os.access(path if path.exists() else path.parent, os.W_OK):
         reason = "Permission denied"
     if reason:
-        raise ConfigError(f"json: {where} cannot be written ({reason})")
+        raise ConfigError(f"{key}: {where} cannot be written ({reason})")
 
 
 def scores_table(scores: Scores, title: str) -> Table:

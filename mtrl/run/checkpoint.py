@@ -31,6 +31,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mtrl.errors import CheckpointError
 from mtrl.files import open_own, read_bounded, write_synced
 from mtrl.replay import TaskReplay, free_memory
 
@@ -41,10 +42,6 @@ SEGMENT_BYTES = 2**26  # of one file of rows: what writing and loading need in m
 MANIFEST_BYTES = 2**22
 # of these names files are written, and no other is ever deleted
 OURS = re.compile(r"(manifest-\d+\.json|(state|rows)-\d+-\w+\.safetensors)(\.tmp)?")
-
-
-class CheckpointError(ValueError):
-    """No checkpoint can be used. One line: which file, and what is wrong with it."""
 
 
 class Checkpoints:

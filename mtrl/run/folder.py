@@ -32,7 +32,6 @@ import os
 import platform
 import shlex
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -46,8 +45,11 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 from tensorboard.summary.writer import event_file_writer
 
 from mtrl.config import ConfigError
+from mtrl.errors import CheckpointError
 from mtrl.files import append, open_own, read_bounded, sync, write_synced
-from mtrl.run.checkpoint import CheckpointError, Checkpoints
+from mtrl.run.checkpoint import Checkpoints
+from mtrl.run.paths import RunPaths
+from mtrl.run.status import LOCK, STATUS, started
 
 FORMAT = "mtrl-run-1"
 MARK = FORMAT.encode()
@@ -56,7 +58,7 @@ MOST_LOG = 2**32  # bytes of a log that are looked at
 EVENTS = "events.out.tfevents."
 
 
-class RunFolder:
+class RunFolder(RunPaths):
     """One run's folder.
 
     Args:
@@ -64,33 +66,11 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.config = self.path / "config.yaml"
-        self.meta = self.path / "meta.json"
-        self.progress = self.path / "progress.csv"
-        self.evaluations = self.path / "eval.jsonl"
-        self.conflicts = self.path / "conflict.jsonl"
-        self.last = self.path / "policy.safetensors"
-        self.best = self.path / "policy_best.safetensors"
-        self.evidence = self.path / "evidence.safetensors"
+        super().__init__(path)
         self.checkpoints = Checkpoints(self.path / "checkpoint")
-        self._status = self.path / "STATUS"
-        self._lock_file = self.path / ".lock"
+        self._status = self.path / STATUS
+        self._lock_file = self.path / LOCK
         self._lock: IO[str] | None = None
-
-    @property
-    def exists(self) -> bool:
-        """Whether a config lies here.
-
-        Raises:
-            ConfigError: the folder may not be entered.
-        """
-        try:
-            return stat.S_ISREG(os.stat(self.config).st_mode)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise ConfigError(f"run_dir: {self.path} cannot be read ({error.strerror})") from None
 
     def require_own(self) -> None:
         """Raise ConfigError unless the folder bears the mark of a run and its parts are what a run writes."""
@@ -165,9 +145,7 @@ class RunFolder:
             self._lock = os.fdopen(open_own(self._lock_file, os.O_RDWR | os.O_CREAT), "r+")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._lock.truncate(0)
-            self._lock.write(
-                f"{MARK.decode()} {os.getpid()} {_started(os.getpid())} {socket.gethostname()}\n"
-            )
+            self._lock.write(f"{MARK.decode()} {os.getpid()} {started(os.getpid())} {socket.gethostname()}\n")
             self._lock.flush()
         except BlockingIOError:
             raise ConfigError(f"run_dir: another process is training in {self.path}") from None
@@ -262,27 +240,6 @@ class RunFolder:
     def mark(self, status: str, reason: str = "") -> None:
         write_synced(self._status, f"{status} {reason}".strip().encode() + b"\n")
 
-    @property
-    def status(self) -> str:
-        """The line in ``STATUS``; KILLED where it says RUNNING and no process holds the lock."""
-        try:
-            text = read_bounded(self._status, 4096).decode(errors="replace").strip()
-        except OSError:
-            return "no status"
-        text = "".join(c if c.isprintable() else "?" for c in text)
-        if text.startswith("RUNNING") and not self._is_locked():
-            return "KILLED: no process trains it any more, and the same command goes on with it"
-        return text
-
-    def _is_locked(self) -> bool:
-        """Whether the process that wrote the lock is alive: read, not tried, since a try can keep a start out."""
-        try:
-            _, number, started, host = read_bounded(self._lock_file, 4096).decode().split()
-            pid = int(number)
-        except (OSError, ValueError):
-            return False
-        return host != socket.gethostname() or (_started(pid) == started != "gone")
-
     def append(self, file: Path, record: dict[str, Any]) -> None:
         """One more line of a jsonl file; NaN becomes null, so that any reader can read it."""
         append(file, json.dumps(_without_nan(record)) + "\n")
@@ -339,18 +296,6 @@ class CsvWriter(KVWriter):
 
     def close(self) -> None:
         pass
-
-
-def _started(pid: int) -> str:
-    """When a process was started, as the system counts; ``gone`` without one, ``unknown`` where none can tell."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return "gone" if Path("/proc/self/stat").exists() else "unknown"
-    except OSError:
-        return "gone"
-    state, *fields = text.rpartition(")")[2].split()
-    return "gone" if state == "Z" else fields[18]
 
 
 @contextlib.contextmanager

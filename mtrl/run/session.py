@@ -18,6 +18,7 @@ from mtrl.conflict import Conflict
 from mtrl.envs import SuiteError
 from mtrl.envs.protocol import NotFiniteError, WorkerDiedError
 from mtrl.envs.vec import SuiteVecEnv
+from mtrl.errors import CheckpointError
 from mtrl.evaluate import Scores
 from mtrl.files import write_synced
 from mtrl.results.tables import scores_table, show
@@ -32,7 +33,7 @@ from mtrl.run.callbacks import (
     report,
     tell,
 )  # fmt: skip
-from mtrl.run.checkpoint import CheckpointError, generators_state, set_generators_state, with_arrays
+from mtrl.run.checkpoint import generators_state, set_generators_state, with_arrays
 from mtrl.run.folder import RunFolder, describe_run
 from mtrl.run.guard import Diverged, GuardCallback
 from mtrl.settings import Request, flat_items, one_line

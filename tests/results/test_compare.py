@@ -6,15 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp, ttest_ind
 
 from mtrl import cli
 from mtrl.config import ConfigError
 from mtrl.results.compare import (
-    difference,
     group,
-    interquartile_mean,
-    interval,
     mean_conflict,
     statistics,
     summarise,
@@ -60,7 +56,9 @@ def make_run(tmp_path):
 def test_a_runs_statistics_are_those_by_hand(make_run):
     evaluations = {s: (m, m) for s, m in zip(range(1, 8), (0.9, 0, 0.1, 0.2, 0.3, 0.4, 0.5), strict=True)}
     found = statistics(read_curve(make_run("x/seed0", evaluations)))
-    assert found == pytest.approx({"final": 0.5, "last5": 0.3, "best": 0.9, "area": 2.4 / 7})
+    assert found == pytest.approx(
+        {"final": 0.5, "last3": 0.4, "last5": 0.3, "best": 0.9, "area": 2.4 / 7, "worst3": 0.3}
+    )
 
 
 def test_runs_are_scored_at_the_evaluations_that_all_have(make_run):
@@ -198,48 +196,11 @@ def test_seeds_are_grouped_by_their_folder_and_labels_tell_equal_names_apart(mak
     assert list(group([curves[0], curves[3]])) == ["pcgrad", "unitary"]
 
 
-def test_the_interval_over_seeds_is_students_and_there_is_none_below_three():
-    values = np.array([0.4, 0.6, 0.5, 0.7])
-    theirs = ttest_1samp(values, 0).confidence_interval(0.95)
-    assert interval(values) == pytest.approx([theirs.low, theirs.high])
-    assert interval(np.array([0.9, 1.0, 1.0]))[1] == 1.0  # success is at most 1
-    assert interval(values[:2]) is None
-
-
-def test_a_difference_has_welchs_interval():
-    a, b = np.array([0.4, 0.6, 0.5, 0.7]), np.array([0.1, 0.3, 0.5])
-    theirs = ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    found = difference(a, b)
-    assert found["mean"] == pytest.approx(0.55 - 0.3)
-    assert found["ci"] == pytest.approx([theirs.low, theirs.high])
-    assert difference(a, b[:2])["ci"] is None
-
-
-@pytest.mark.parametrize("runs", [3, 5, 10])
-def test_intervals_over_runs_cover_95_of_100_draws(runs):
-    generator = np.random.default_rng(0)
-    means, shifts = [], []
-    for _ in range(4000):
-        a, b = generator.normal(0.5, 0.05, runs), generator.normal(0.5, 0.1, runs + 1)
-        low, high = interval(a)
-        means.append(low <= 0.5 <= high)
-        low, high = difference(a, b)["ci"]
-        shifts.append(low <= 0 <= high)
-    assert np.mean(means) == pytest.approx(0.95, abs=0.02)
-    assert np.mean(shifts) == pytest.approx(0.95, abs=0.02)
-
-
-def test_the_interquartile_mean_is_over_the_scores_of_runs_and_tasks(make_run):
-    # tasks' scores 0, 1 and 0.2, 0.6: the middle two of four
-    runs = [make_run("x/seed0", {1: (0, 1)}), make_run("x/seed1", {1: (0.2, 0.6)})]
-    assert interquartile_mean([read_curve(run) for run in runs]) == pytest.approx(0.4)
-
-
 def test_differences_are_from_the_reference_that_is_named(make_run, capsys):
     runs = [str(make_run(f"{x}/seed{n}", {1: (s, s)})) for x, s in (("a", 0.2), ("b", 0.5)) for n in range(3)]
     assert cli.main(["compare", *runs, "--reference", "b", "--json=-"]) == 0
     table = json.loads(capsys.readouterr().out)
-    assert table["a"]["area_minus_reference"]["mean"] == pytest.approx(-0.3)
+    assert table["a"]["against"]["mean"] == pytest.approx(-0.3)
     assert cli.main(["compare", *runs, "--reference", "c"]) == 2
     assert "reference: 'c' is none of the labels a, b" in capsys.readouterr().err
 
@@ -268,10 +229,40 @@ def test_every_figure_is_drawn_for_two_labels_and_a_bad_format_is_named(make_run
     assert "x.nonsense cannot be written: Format 'nonsense' is not supported" in capsys.readouterr().err
 
 
-def test_a_failure_that_cannot_be_scored_is_refused_not_left_out(make_run, capsys):
-    good, bad = make_run("x/seed0", {1: (1, 1)}), make_run("x/seed1", {}, status="DIVERGED critic")
-    assert cli.main(["compare", str(good), str(bad)]) == 2
-    assert "a failure without an evaluation cannot be scored" in capsys.readouterr().err
+def test_a_failure_without_an_evaluation_counts_as_no_success_and_failures_alone_are_refused(
+    make_run, capsys
+):
+    good, bad = make_run("x/seed0", {1: (1, 1), 2: (1, 1)}), make_run("y/seed1", {}, status="DIVERGED critic")
+    assert cli.main(["compare", str(good), str(bad), "--json=-"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["y"]["area"]["mean"] == 0
+    assert "is marked DIVERGED critic: its success after 0 steps per task counts as 0" in captured.err
     worse = make_run("x/seed2", {1: (1, 1)}, status="FAILED disk")
-    assert cli.main(["compare", str(worse)]) == 2
-    assert "all of 1 runs failed" in capsys.readouterr().err
+    for runs in ([bad], [worse]):
+        assert cli.main(["compare", *map(str, runs)]) == 2
+        assert "all of 1 runs failed" in capsys.readouterr().err
+
+
+def test_near_the_ceiling_and_where_a_task_tells_no_success_there_is_no_interval_and_no_test(
+    make_run, capsys
+):
+    high = [
+        str(make_run(f"{x}/seed{n}", {1: (1, 0.9 + 0.02 * n + s)}))
+        for x, s in (("a", 0), ("b", 0.01))
+        for n in range(4)
+    ]
+    silent = [str(make_run(f"c/seed{n}", {1: (0.5 + 0.1 * n, None)})) for n in range(4)]
+    assert cli.main(["compare", *high, *silent, "--reference=a", "--json=-"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["a"]["area"]["no_ci"] == "the mean is nearer than 0.05 to 0 or 1"
+    assert table["c"]["area"]["no_ci"] == "a score is not known"
+    for arm in "bc":
+        found = table[arm]["against"]
+        assert (
+            found["ci"]
+            is found["p_better_holm"]
+            is found["p_not_better"]
+            is found["power_equivalent"]
+            is None
+        )
+    assert table["c"]["worst3"]["mean"] is table["c"]["against"]["improvement"]["mean"] is None

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import save as to_bytes
 
 import mtrl.run.checkpoint
+from mtrl.errors import CheckpointError
 from mtrl.files import write_synced
 from mtrl.replay import TaskReplay
-from mtrl.run.checkpoint import MOST_SEGMENTS, CheckpointError, Checkpoints, pack, unpack
+from mtrl.run.checkpoint import MOST_SEGMENTS, Checkpoints, pack, unpack
 
 T, CAPACITY = 2, 10
 

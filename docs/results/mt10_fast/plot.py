@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from mtrl.results.export import read_table
 from mtrl.results.figures import new_figure
 
 HERE = Path(__file__).parent
@@ -18,11 +19,23 @@ RECIPES = {"first recipe": (100, 101), "second recipe": (102, 103), "mt10_fast":
 BRC = {50_000: 0.30, 100_000: 0.70, 150_000: 0.89, 200_000: 0.92, 300_000: 0.98}
 LAST = 5
 
+ARMS = {"first recipe": "first_recipe", "second recipe": "second_recipe", "mt10_fast": "mt10_fast"}
+TABLE = {(curve.folder.name, curve.seed): curve for curve in read_table(HERE / "runs.csv")}
+
 Run = Sequence[dict[str, Any]]  # its evaluations
 
 
 def load(seed: int | str) -> Run:
-    return [json.loads(line) for line in (HERE / f"eval_seed{seed}.jsonl").open()]
+    """The evaluations of a seed's run; ``104_min`` is the recipe with the smaller critic's value."""
+    number, _, variant = str(seed).partition("_")
+    recipe = next(ARMS[recipe] for recipe, seeds in RECIPES.items() if int(number) in seeds)
+    curve = TABLE[f"{recipe}_{variant}" if variant else recipe, int(number)]
+    return [
+        {
+            "steps_per_task": int(steps), "seconds": 60 * minutes, "mean_success": mean(success),
+            "tasks": {task: {"success": s} for task, s in zip(curve.task_names, success, strict=True)},
+        } for steps, minutes, success in zip(curve.steps, curve.minutes, curve.success.tolist(), strict=True)
+    ]  # fmt: skip
 
 
 def around(steps: int, run: Run) -> float | None:

@@ -1,0 +1,61 @@
+"""``mtrl claims``: which sentences the data support, contradict or leave open, with the numbers and what is missing."""
+
+from __future__ import annotations
+
+from mtrl.config import ConfigError
+from mtrl.files import write_synced
+from mtrl.results.claims import (
+    BENCH,
+    ROOT,
+    as_json,
+    as_markdown,
+    committed_tables,
+    judge,
+    read_arms,
+    read_claims,
+)
+from mtrl.results.tables import make_table, report_json, require_writable, show
+from mtrl.settings import Parser, path_of
+
+PAGE = ROOT / "docs/claims.md"
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(prog="mtrl claims", description=__doc__)
+    parser.add_argument("names", nargs="*", type=str, help="which, C1 or S1; all by default")
+    parser.add_argument(
+        "--runs", nargs="+", type=str, default=[], help="folders of runs, <experiment>/<arm>/seed<n>, or tables; "
+        "without it the committed tables",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bench", type=str, help="figures of `mtrl bench --json`; without it the committed ones"
+    )
+    parser.add_argument("--json", type=str, help="write the verdicts to this file, or - for standard output")
+    parser.add_argument("--write", action="store_true", help="write docs/claims.md from the committed data")
+    args = parser.parse_args(arguments)
+    require_writable(args.json)
+    if args.write and (args.names or args.runs or args.bench or not PAGE.parent.is_dir()):
+        raise ConfigError("write: docs/claims.md is of all claims and the committed data, in a checkout")
+    paths = args.runs or committed_tables()
+    arms = read_arms(paths) if paths else {}
+    bench = path_of("bench", args.bench) if args.bench else BENCH
+    verdicts = [judge(claim, arms, bench) for claim in read_claims(args.names)]
+    if args.write:
+        write_synced(PAGE, as_markdown(verdicts).encode())
+    if report_json({v.claim.name: as_json(v) for v in verdicts}, args.json):
+        return 0
+    table = make_table("claim", "verdict", "sentence", "why", title="claims")
+    for v in verdicts:
+        table.add_row(v.claim.name, v.verdict, v.claim.sentence, v.why)
+    show(table)
+    if args.names or args.runs:
+        for v in verdicts:
+            detail = make_table(
+                "arm", "finding", "numbers", "what would settle it", title=f"{v.claim.name}: {v.verdict}",
+                caption=f"positive control: {v.control.numbers}. Rule: {v.claim.decision}.",
+            )  # fmt: skip
+            for arm, found in v.arms.items():
+                detail.add_row(arm, found.verdict, found.numbers, found.settle)
+            show(detail)
+            print("its data are made by", *v.claim.commands, sep="\n  ")
+    return 0

@@ -1,0 +1,371 @@
+"""Sentences that data support or contradict: ``configs/claims/*.yaml``, each with a test fixed beforehand.
+
+A claim without a positive control that the data detect is inconclusive, whatever its p-value: a set-up that sees no
+difference where there is one says nothing by seeing none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binom
+
+from mtrl.config import ConfigError
+from mtrl.results.compare import STATISTICS, by_number, read_curves, statistics
+from mtrl.results.reading import Curve, read_json
+from mtrl.results.statistics import (
+    ALPHA,
+    FEWEST,
+    Difference,
+    holm,
+    paired_difference,
+    power_equivalence,
+    power_non_superiority,
+    seeds_needed,
+    welch_difference,
+)
+from mtrl.settings import CLAIMS, read_settings, shipped
+
+SUPPORTED, CONTRADICTED, INCONCLUSIVE, NO_DATA = "supported", "contradicted", "inconclusive", "no data"
+TESTS = ("not_better", "better", "differs", "above", "fails", "cost")
+LOSS = "log_critic_loss"
+ROOT = Path(__file__).parents[2]
+TABLES, BENCH = ROOT / "docs/results/evidence", ROOT / "docs/results/speed/bench.json"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One file of ``configs/claims``.
+
+    Attributes:
+        arms, reference: ``experiment/arm``, as run folders and tables have them.
+        metric: of :data:`mtrl.results.compare.STATISTICS`, or ``log_critic_loss``.
+        control: two arms whose difference has to be seen (``better``, ``worse``), or a ``ratio`` of the bench.
+        value: what ``above`` and ``fails`` compare runs with.
+        ratios, times: of the bench, and how many times the cost is "several".
+    """
+
+    name: str
+    sentence: str
+    source: str
+    test: str
+    decision: str
+    control: dict[str, str]
+    commands: list[str]
+    arms: list[str] = field(default_factory=list)
+    reference: str | None = None
+    metric: str = "area"
+    margin: float = 0.0
+    steps_per_task: float = 0.0
+    value: float = 0.0
+    ratios: list[str] = field(default_factory=list)
+    times: float = 0.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What data say of a claim, or of one of its arms, in words that end no sentence."""
+
+    verdict: str
+    numbers: str
+    settle: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of a claim: the verdict, why, the positive control's finding, and each arm's."""
+
+    claim: Claim
+    verdict: str
+    why: str
+    control: Finding
+    arms: dict[str, Finding]
+
+
+Arms = Mapping[str, Sequence[Curve]]
+
+
+def read_claims(names: Sequence[str] = ()) -> list[Claim]:
+    """The shipped claims, C1 first; or those named.
+
+    Raises:
+        ConfigError: there is no such claim, or its file is damaged.
+    """
+    files = {path.stem: path for name, path in shipped().items() if name.startswith(f"{CLAIMS}/")}
+    order = sorted(files, key=lambda name: (name[0], int(name[1:])))
+    if unknown := [name for name in names if name not in files]:
+        raise ConfigError(f"claims: {unknown[0]!r:.80} is none; there are {', '.join(order)}")
+    return [read_claim(files[name]) for name in order if not names or name in names]
+
+
+def read_claim(path: Path) -> Claim:
+    content = read_settings(path)
+    try:
+        claim = Claim(path.stem, **content)
+    except TypeError as error:
+        raise ConfigError(f"claims: {path}: {error}") from None
+    known = claim.test in TESTS and claim.metric in (*STATISTICS, LOSS)
+    if not known or (claim.test in TESTS[:3]) != (claim.reference is not None):
+        raise ConfigError(
+            f"claims: {path}: no test {claim.test!r} of {claim.metric!r}, or no reference for it"
+        )
+    return claim
+
+
+def read_arms(paths: Sequence[str]) -> dict[str, list[Curve]]:
+    """Runs by ``experiment/arm``: the last two folders above ``seed<n>``."""
+    curves, _ = read_curves(paths)
+    arms: dict[str, list[Curve]] = {}
+    for curve in sorted(curves, key=lambda curve: by_number(curve.path)):
+        arms.setdefault("/".join(curve.folder.parts[-2:]), []).append(curve)
+    return arms
+
+
+def committed_tables() -> list[str]:
+    return [str(path) for path in sorted(TABLES.glob("*.csv"))]
+
+
+def judge(claim: Claim, arms: Arms, bench: Path | None = None) -> Verdict:
+    """What runs, or the bench's figures, say of a claim."""
+    if claim.test == "cost":
+        return judge_cost(claim, bench)
+    own = complete(claim, arms)
+    findings = {arm: Finding(NO_DATA, "no complete run") for arm in claim.arms}
+    there = [arm for arm in claim.arms if arm in own]
+    if claim.reference is None:
+        findings |= {arm: judge_sign(claim, own[arm]) for arm in there}
+    elif claim.reference in own:
+        findings |= judge_arms(claim, {arm: own[arm] for arm in there}, own[claim.reference])
+    elif there:
+        findings |= {arm: Finding(NO_DATA, f"no complete run of {claim.reference}") for arm in there}
+    control = judge_control(claim, own)
+    verdicts = [finding.verdict for finding in findings.values()]
+    if all(verdict == NO_DATA for verdict in verdicts):
+        return Verdict(claim, NO_DATA, "no arm has complete runs", control, findings)
+    if control.verdict != SUPPORTED:
+        why = f"the positive control is not detected ({control.numbers})"
+        return Verdict(claim, INCONCLUSIVE, why, control, findings)
+    verdict, why = overall(claim, verdicts)
+    return Verdict(claim, verdict, why, control, findings)
+
+
+def overall(claim: Claim, verdicts: Sequence[str]) -> tuple[str, str]:
+    """A claim's verdict from its arms'."""
+    if all(verdict == SUPPORTED for verdict in verdicts):
+        return SUPPORTED, "every arm"
+    if claim.test == "differs" and SUPPORTED in verdicts:
+        return SUPPORTED, "an arm"
+    if claim.test == "not_better" and CONTRADICTED in verdicts:
+        return CONTRADICTED, "an arm"
+    if all(verdict == CONTRADICTED for verdict in verdicts):
+        return CONTRADICTED, "every arm"
+    missing = sum(verdict == NO_DATA for verdict in verdicts)
+    return (
+        INCONCLUSIVE,
+        f"{missing} of {len(verdicts)} arms have no data" if missing else "not every arm agrees",
+    )
+
+
+def complete(claim: Claim, arms: Arms) -> dict[str, list[Curve]]:
+    """The runs that are through, or failed, at evaluations up to the claim's steps that all have."""
+    wanted = {*claim.arms, claim.reference, claim.control.get("better"), claim.control.get("worse")}
+    own = {
+        name: [
+            curve for curve in arms[name]
+            if curve.failed or (curve.status.startswith("DONE") and curve.last_step >= claim.steps_per_task)
+        ] for name in arms if name in wanted
+    }  # fmt: skip
+    lasting = [curve.steps for curves in own.values() for curve in curves if not curve.failed]
+    if not lasting:
+        return {}
+    shared = reduce(np.intersect1d, lasting)
+    shared = shared[shared <= claim.steps_per_task]
+    if not len(shared) or shared[-1] < claim.steps_per_task:
+        raise ConfigError(
+            f"claims: {claim.name}: the runs have no common evaluation at {claim.steps_per_task:.0f} steps per task"
+        )
+    return {name: [curve.at(shared) for curve in curves] for name, curves in own.items() if curves}
+
+
+def scores(curves: Sequence[Curve], metric: str) -> dict[int | None, float]:
+    """A claim's metric by seed; of a loss the logarithm, NaN where none was logged."""
+    if metric == LOSS:
+        return {c.seed: math.log(c.critic_loss) if c.critic_loss else math.nan for c in curves}
+    return {curve.seed: statistics(curve)[metric] for curve in curves}
+
+
+def compared(a: Sequence[Curve], b: Sequence[Curve], metric: str) -> Difference:
+    """``a`` minus ``b``, paired by seed wherever they share at least three."""
+    one, two = scores(a, metric), scores(b, metric)
+    shared = [seed for seed in one if seed in two and seed is not None]
+    if len(shared) >= FEWEST:
+        return paired_difference(np.array([one[s] for s in shared]), np.array([two[s] for s in shared]))
+    return welch_difference(np.array([*one.values()]), np.array([*two.values()]))
+
+
+def unfit(found: Difference, metric: str) -> str | None:
+    """Why a difference decides nothing."""
+    if found.runs < FEWEST:
+        return f"fewer than {FEWEST} seeds"
+    if not found.testable:
+        return "no difference between seeds to test with, or a score that is not known"
+    if metric != LOSS and found.near_end:
+        return "an arm is nearer than .05 to 0 or 1, where everything is equivalent"
+    return None
+
+
+def judge_arms(claim: Claim, arms: Arms, reference: Sequence[Curve]) -> dict[str, Finding]:
+    differences = {arm: compared(curves, reference, claim.metric) for arm, curves in arms.items()}
+    above = dict(zip(arms, holm([d.p_above() for d in differences.values()]), strict=True))
+    two_sided = [
+        None if d.p_above() is None else min(1.0, 2 * min(d.p_above() or 0.0, d.p_below() or 0.0))
+        for d in differences.values()
+    ]
+    apart = dict(zip(arms, holm(two_sided), strict=True))
+    minutes = {arm: float(np.mean([c.minutes[-1] for c in curves])) for arm, curves in arms.items()}
+    found = {}
+    for arm, d in differences.items():
+        if reason := unfit(d, claim.metric):
+            found[arm] = Finding(INCONCLUSIVE, f"{d.mean:+.3f} over {d.runs} seeds, {reason}")
+            continue
+        values = {
+            "better": d.p_above(), "better (Holm)": above[arm], "not better": d.p_below(claim.margin),
+            "different (Holm)": apart[arm], "equivalent": d.p_equivalent(claim.margin),
+        }  # fmt: skip
+        yes, no = {
+            "not_better": ("not better", "better (Holm)"), "better": ("better", "not better"),
+            "differs": ("different (Holm)", "equivalent"),
+        }[claim.test]  # fmt: skip
+        shown = [values[key] for key in (yes, no)]
+        small = [value is not None and value < ALPHA for value in shown]
+        verdict = SUPPORTED if small[0] else CONTRADICTED if small[1] else INCONCLUSIVE
+        tests = ", ".join(f"p {key} {p_text(value)}" for key, value in zip((yes, no), shown, strict=True))
+        power = power_equivalence if claim.test == "differs" else power_non_superiority
+        got = power(d.runs, d.sd, claim.margin, d.paired)
+        ends = d.interval if claim.metric != LOSS else None
+        between = f" [{ends[0]:+.3f}, {ends[1]:+.3f}]" if ends else ""
+        pairs = "pairs" if d.paired else "runs of each"
+        numbers = f"{d.mean:+.3f}{between} over {d.runs} {pairs}, SD {d.sd:.3f}, {tests}, power {got:.2f} at the margin"
+        settle = "" if verdict != INCONCLUSIVE else settled_by(power, d, claim.margin, minutes[arm])
+        found[arm] = Finding(verdict, numbers, settle)
+    return found
+
+
+def settled_by(power: Any, found: Difference, margin: float, minutes: float) -> str:
+    """How many seeds give power .8 if the arms are truly equal, and what they cost on one core."""
+    seeds = seeds_needed(power, found.sd, margin, found.paired)
+    if seeds is None:
+        return "more than 1000 seeds per arm"
+    if seeds <= found.runs:
+        return f"the power is there at {seeds} seeds: the difference lies near the margin"
+    hours = 2 * (seeds - found.runs) * minutes / 60
+    return f"{seeds} seeds per arm for power .8, {hours:.0f} core-hours more"
+
+
+def judge_sign(claim: Claim, curves: Sequence[Curve]) -> Finding:
+    """Whether most runs are above a value, or fail, by the sign test: no shape of the scores is assumed."""
+    values = np.array([*scores(curves, claim.metric).values()])
+    if claim.test == "above":
+        hits = values > claim.value + claim.margin
+        what = f"above {claim.value + claim.margin:.2f}"
+    else:
+        hits = np.array([curve.failed for curve in curves]) | (values <= claim.value)
+        what = "failed"
+    n, k = len(hits), int(hits.sum())
+    p_most, p_few = float(binom.sf(k - 1, n, 0.5)), float(binom.cdf(k, n, 0.5))
+    verdict = SUPPORTED if p_most < ALPHA else CONTRADICTED if p_few < ALPHA else INCONCLUSIVE
+    numbers = (
+        f"{k} of {n} runs {what}, mean {values.mean():.3f}, p most {p_text(p_most)}, p few {p_text(p_few)}"
+    )
+    settle = "" if verdict != INCONCLUSIVE else "5 seeds that agree, 8 of which one does not"
+    return Finding(verdict, numbers, settle)
+
+
+def judge_control(claim: Claim, arms: Arms) -> Finding:
+    """Whether the data see a difference that is known to be there, by the primary metric."""
+    better, worse = claim.control["better"], claim.control["worse"]
+    if missing := [arm for arm in (better, worse) if arm not in arms]:
+        return Finding(NO_DATA, f"no complete run of {' and '.join(missing)}")
+    found = compared(arms[better], arms[worse], "area")
+    p = found.p_above()
+    numbers = f"{better} minus {worse} {found.mean:+.3f} in area over {found.runs} seeds, p {p_text(p)}"
+    return Finding(SUPPORTED if p is not None and p < ALPHA else INCONCLUSIVE, numbers)
+
+
+def judge_cost(claim: Claim, bench: Path | None) -> Verdict:
+    """Of the bench's ratios (their quartiles) to unitary's update."""
+    if bench is None or not bench.is_file():
+        nothing = {name: Finding(NO_DATA, "no bench") for name in claim.ratios}
+        return Verdict(claim, NO_DATA, "no bench", Finding(NO_DATA, "no bench"), nothing)
+    found = read_json(bench)
+    try:
+        spreads = {
+            name: [float(x) for x in found["ratios"][name]["spread"]]
+            for name in (*claim.ratios, claim.control["ratio"])
+        }
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(
+            f"bench: {bench} has not the ratios of `mtrl bench` that {claim.name} is judged by"
+        ) from None
+    findings = {}
+    for name, (low, high) in spreads.items():
+        verdict = SUPPORTED if low >= claim.times else CONTRADICTED if high < claim.times else INCONCLUSIVE
+        findings[name] = Finding(verdict, f"quartiles {low:.2f} to {high:.2f} times unitary's update")
+    control = findings.pop(claim.control["ratio"])
+    if control.verdict != SUPPORTED:
+        why = f"the positive control is not detected ({control.numbers})"
+        return Verdict(claim, INCONCLUSIVE, why, control, findings)
+    verdict, why = overall(claim, [finding.verdict for finding in findings.values()])
+    return Verdict(claim, verdict, why, control, findings)
+
+
+def p_text(value: float | None) -> str:
+    return "–" if value is None else "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
+
+
+def as_markdown(verdicts: Sequence[Verdict]) -> str:
+    """``docs/claims.md``."""
+    lines = [
+        "# Claims, and what the data say",
+        "",
+        "Written by `mtrl claims --write` from `configs/claims/` and the committed tables in `docs/results/evidence/`; "
+        "do not edit. A claim is inconclusive unless its positive control is detected. `mtrl claims C1 --runs runs/…` "
+        "judges runs of one's own.",
+        "",
+        "| claim | verdict | sentence |",
+        "|---|---|---|",
+        *(
+            f"| [{v.claim.name}](#{v.claim.name.lower()}) | **{v.verdict}** | {v.claim.sentence} |"
+            for v in verdicts
+        ),
+    ]
+    for v in verdicts:
+        claim = v.claim
+        against = f", against `{claim.reference}`" if claim.reference else ""
+        margin = f", margin {claim.margin:g}" if claim.margin else ""
+        metric = f"Metric: {claim.metric}{margin}{against}. " if claim.test != "cost" else ""
+        lines += [
+            "", f"## {claim.name}", "", f"“{claim.sentence}” ({claim.source})", "",
+            f"**{v.verdict}** ({v.why}). {metric}Rule: {claim.decision}.", "",
+            f"Positive control: {v.control.verdict if v.control.verdict != SUPPORTED else 'detected'} "
+            f"({v.control.numbers}).", "",
+            "| arm | finding | numbers | what would settle it |", "|---|---|---|---|",
+            *(f"| `{arm}` | {f.verdict} | {f.numbers} | {f.settle} |" for arm, f in v.arms.items()), "",
+            "Its data are made by", "", "```", *claim.commands, "```",
+        ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    claim = verdict.claim
+    return {
+        "sentence": claim.sentence, "verdict": verdict.verdict, "why": verdict.why, "metric": claim.metric,
+        "margin": claim.margin, "decision": claim.decision, "control": vars(verdict.control),
+        "arms": {arm: vars(finding) for arm, finding in verdict.arms.items()}, "commands": claim.commands,
+    }  # fmt: skip

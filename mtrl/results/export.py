@@ -1,0 +1,168 @@
+"""Runs as one compact table, and back: what is committed, and read as the folders are.
+
+::
+
+    # mtrl-runs-1
+    # {"run": 0, "arm": "pcgrad", "seed": 200, "status": "DONE", "protocol": "…", "settings": {…}, …}
+    run,steps,minutes,task,success,success_at_end,return
+
+A commented line per run, a row per evaluation and task.
+
+``pandas.read_csv(FILE, comment="#")`` reads the numbers. An empty cell is not known. Numbers of success are exact.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtrl.config import ConfigError
+from mtrl.results.reading import MOST, Curve, mapping, parsed, read_text, real, require_later
+
+FORMAT = "# mtrl-runs-1"
+COLUMNS = ("run", "steps", "minutes", "task", "success", "success_at_end", "return")
+NUMBERS = ("success", "success_at_end", "return")
+ABOUT: dict[str, tuple[type, ...]] = {
+    "arm": (str,), "seed": (int, type(None)), "status": (str,), "protocol": (str,), "tasks": (list,),
+    "episodes": (int, type(None)), "settings": (dict,), "acting": (dict,),
+    "critic_loss": (float, int, type(None)),
+}  # fmt: skip
+
+
+def write_table(groups: Mapping[str, Sequence[Curve]]) -> str:
+    """The text of a table of runs by arm.
+
+    Raises:
+        ConfigError: two runs of an arm have the same seed, so that a table would not tell them apart.
+    """
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    runs = [(arm, curve) for arm, curves in groups.items() for curve in curves]
+    places: dict[Path, Path] = {}
+    print(FORMAT, file=text)
+    for number, (arm, curve) in enumerate(runs):
+        place = place_of(Path(), arm, curve.seed)
+        if place in places:
+            raise ConfigError(
+                f"run: {curve.path} and {places[place]} are both {place} (the arm and the seed are equal)"
+            )
+        places[place] = curve.path
+        values = (arm, curve.seed, curve.status, curve.protocol, list(curve.task_names), curve.episodes,
+                  curve.settings, curve.acting, curve.critic_loss)  # fmt: skip
+        about = {"run": number, **dict(zip(ABOUT, values, strict=True))}
+        print("#", json.dumps(about, ensure_ascii=False, allow_nan=False), file=text)
+    lines.writerow(COLUMNS)
+    for number, (_, curve) in enumerate(runs):
+        for n, steps in enumerate(curve.steps):
+            for t, task in enumerate(curve.task_names):
+                scores = (curve.success[n, t], curve.at_end[n, t], curve.returns[n, t])
+                lines.writerow([number, short(steps), short(curve.minutes[n]), task, *map(short, scores)])
+    return text.getvalue()
+
+
+def short(number: float) -> str:
+    """The shortest text that reads back as the same number; none for NaN."""
+    return "" if math.isnan(number) else repr(int(number)) if number == int(number) else repr(float(number))
+
+
+def place_of(folder: Path, arm: str, seed: int | None) -> Path:
+    """As if the run's folder lay in one that is named like the table."""
+    return folder / arm if seed is None else folder / arm / f"seed{seed}"
+
+
+def read_table(path: Path) -> list[Curve]:
+    """The runs in a table, as :func:`mtrl.results.reading.read_curve` reads folders.
+
+    Raises:
+        ConfigError: it is no table of ours; the line and what is wrong with it.
+    """
+    lines = read_text(path).splitlines()
+    if not lines or lines[0] != FORMAT:
+        raise ConfigError(f"run: {path} is no table of `mtrl export` (its first line is not {FORMAT!r})")
+    head = next((n for n, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    abouts = [read_about(line[1:], f"{path} line {n}", n - 2) for n, line in enumerate(lines[1:head], 2)]
+    if head == len(lines) or tuple(lines[head].split(",")) != COLUMNS:
+        raise ConfigError(f"run: {path} line {head + 1}: the columns {','.join(COLUMNS)} were expected")
+    rows: list[list[tuple[int, dict[str, str]]]] = [[] for _ in abouts]
+    for number, cells in enumerate(csv.reader(lines[head + 1 :]), head + 2):
+        row = dict(zip(COLUMNS, cells, strict=False))
+        if len(cells) != len(COLUMNS) or not row["run"].isdecimal() or int(row["run"]) >= len(rows):
+            raise ConfigError(f"run: {path} line {number} is no row of a run that is named above")
+        rows[int(row["run"])].append((number, row))
+    folder = path.resolve().with_suffix("")
+    curves = [curve_of(about, own, folder, path) for about, own in zip(abouts, rows, strict=True)]
+    places = [curve.path for curve in curves]
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise ConfigError(f"run: {path} has {twice.relative_to(folder)} twice")
+    return curves
+
+
+def read_about(text: str, where: str, number: int) -> dict[str, Any]:
+    about = mapping(parsed(text, where), where)
+    for key, kinds in ABOUT.items():
+        if key not in about or isinstance(about[key], bool) or not isinstance(about[key], kinds):
+            raise ConfigError(f"run: {where}: {key} is {about.get(key)!r:.80}, which no table has")
+    arm, tasks = about["arm"], about["tasks"]
+    if about.get("run") != number:
+        raise ConfigError(
+            f"run: {where}: run {about.get('run')!r:.80} is not the {number}th (they count from 0)"
+        )
+    if not arm.isprintable() or Path(arm).is_absolute() or ".." in Path(arm).parts or not arm.strip():
+        raise ConfigError(f"run: {where}: the arm {arm!r:.80} is no name")
+    if not tasks or not all(isinstance(task, str) for task in tasks) or len(set(tasks)) < len(tasks):
+        raise ConfigError(f"run: {where}: tasks are not names that differ")
+    return about
+
+
+def curve_of(
+    about: dict[str, Any], rows: list[tuple[int, dict[str, str]]], folder: Path, path: Path
+) -> Curve:
+    tasks = tuple(about["tasks"])
+    numbers: dict[str, list[list[float]]] = {key: [] for key in NUMBERS}
+    steps: list[float] = []
+    minutes: list[float] = []
+    for place, (line, row) in enumerate(rows):
+        where = f"{path} line {line}"
+        task = place % len(tasks)
+        if row["task"] != tasks[task]:
+            raise ConfigError(f"run: {where}: task {tasks[task]} was expected")
+        values = {key: number(row[key], where) for key in ("steps", "minutes", *NUMBERS)}
+        now = (real(values, "steps", where, 0), real(values, "minutes", where, 0))
+        if task == 0:
+            steps.append(now[0])
+            minutes.append(now[1])
+            require_later(steps, where)
+            for cells in numbers.values():
+                cells.append([])
+        elif now != (steps[-1], minutes[-1]):
+            raise ConfigError(f"run: {where}: an evaluation has one number of steps and minutes")
+        for key, cells in numbers.items():
+            low, high = (0.0, 1.0) if key != "return" else (-MOST, MOST)
+            cells[-1].append(values[key] if math.isnan(values[key]) else real(values, key, where, low, high))
+    if len(rows) % len(tasks):
+        raise ConfigError(f"run: {path}: the last evaluation of {about['arm']} has not every task")
+
+    def column(key: str) -> Any:
+        return np.array(numbers[key], dtype=float).reshape(len(steps), len(tasks))
+
+    return Curve(
+        path=place_of(folder, about["arm"], about["seed"]), protocol=about["protocol"], status=about["status"],
+        task_names=tasks, steps=np.array(steps), minutes=np.array(minutes), success=column("success"),
+        at_end=column("success_at_end"), returns=column("return"), episodes=about["episodes"],
+        seed=about["seed"], settings=about["settings"], acting=about["acting"],
+        critic_loss=about["critic_loss"],
+    )  # fmt: skip
+
+
+def number(text: str, where: str) -> float:
+    try:
+        return float(text) if text else math.nan
+    except ValueError:
+        raise ConfigError(f"run: {where}: {text!r:.80} is no number") from None

@@ -1,0 +1,169 @@
+"""Verdicts on made-up runs whose truth is known, and that the shipped claims and their page are whole."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtrl import cli
+from mtrl.results.claims import (
+    BENCH,
+    CONTRADICTED,
+    INCONCLUSIVE,
+    NO_DATA,
+    SUPPORTED,
+    as_markdown,
+    committed_tables,
+    judge,
+    read_arms,
+    read_claims,
+)
+from mtrl.results.reading import Curve
+from mtrl.settings import config_names, parse_train
+
+TASKS = ("a", "b")
+CLAIMS = {claim.name: claim for claim in read_claims()}
+ONE = replace(CLAIMS["C1"], arms=["evidence_tier1/pcgrad"])
+ARMS = ("evidence_tier1/unitary", "evidence_tier1/pcgrad", "evidence_tier2/bare_unitary")
+
+
+def runs(arm, scores, status="DONE", losses=None):
+    """A run per score ``[n]``, its success at every evaluation."""
+    steps = np.arange(1, 6) * 20_000.0
+    made = []
+    for seed, score in enumerate(scores):
+        success = np.full((5, 2), score)
+        made.append(
+            Curve(
+                Path(arm) / f"seed{seed}", "p", status, TASKS, steps, steps / 1000, success, success, success, 1,
+                seed=seed, critic_loss=None if losses is None else losses[seed],
+            )
+        )  # fmt: skip
+    return made
+
+
+def grid(seed=0, pcgrad=0.0, bare=-0.2, n=10, level=0.5, sd=0.03):
+    generator = np.random.default_rng(seed)
+    luck = generator.normal(level, 0.08, n)
+    shifts = dict(zip(ARMS, (0.0, pcgrad, bare), strict=True))
+    return {arm: runs(arm, luck + s + generator.normal(0, sd, n)) for arm, s in shifts.items()}
+
+
+def test_a_method_that_is_equal_supports_a_better_one_contradicts_and_few_noisy_seeds_leave_open():
+    assert judge(ONE, grid()).verdict == SUPPORTED
+    found = judge(ONE, grid(pcgrad=0.15))
+    assert (found.verdict, found.control.verdict) == (CONTRADICTED, SUPPORTED)
+    noisy = judge(ONE, grid(n=5, pcgrad=0.1, sd=0.1, bare=-0.4))
+    assert noisy.verdict == INCONCLUSIVE
+    assert "seeds per arm for power .8" in noisy.arms[ARMS[1]].settle
+
+
+def test_at_the_margin_the_claim_is_wrongly_supported_in_5_of_100_draws():
+    verdicts = [judge(ONE, grid(seed, pcgrad=0.05)).verdict for seed in range(600)]
+    assert np.mean([v == SUPPORTED for v in verdicts]) == pytest.approx(0.05, abs=0.025)
+
+
+def test_without_a_detected_positive_control_a_claim_is_inconclusive_whatever_its_p_value():
+    undetected = judge(ONE, grid(bare=0.0))
+    assert undetected.arms[ARMS[1]].verdict == SUPPORTED
+    assert undetected.verdict == INCONCLUSIVE
+    assert "the positive control is not detected" in undetected.why
+    lacking = grid()
+    del lacking[ARMS[2]]
+    assert judge(ONE, lacking).verdict == INCONCLUSIVE
+
+
+def test_at_the_ceiling_nothing_is_decided():
+    arms = {arm: runs(arm, np.random.default_rng(n).uniform(0.96, 1, 10)) for n, arm in enumerate(ARMS[:2])}
+    arms[ARMS[2]] = runs(ARMS[2], np.linspace(0.3, 0.5, 10))
+    found = judge(ONE, arms)
+    assert found.verdict == INCONCLUSIVE
+    assert "where everything is equivalent" in found.arms[ARMS[1]].numbers
+
+
+def test_what_is_not_there_or_not_through_is_no_data():
+    assert judge(ONE, {}).verdict == NO_DATA
+    arms = grid()
+    arms[ARMS[1]] = [replace(curve, status="RUNNING") for curve in arms[ARMS[1]]]
+    assert judge(ONE, arms).verdict == NO_DATA
+    assert judge(CLAIMS["C1"], grid()).verdict == INCONCLUSIVE  # six methods are missing
+    assert judge(CLAIMS["C1"], grid()).arms["evidence_tier3/mgda"].verdict == NO_DATA
+
+
+def test_claims_of_an_effect_of_a_constant_of_failure_and_of_loss():
+    arms = grid()
+    l2 = replace(CLAIMS["C4"], arms=[ARMS[1]])
+    assert judge(l2, grid(pcgrad=0.15)).verdict == SUPPORTED
+    assert judge(l2, arms).verdict == CONTRADICTED
+    differs = replace(CLAIMS["C6"], arms=[ARMS[1]], reference=ARMS[0])
+    assert judge(differs, grid(pcgrad=-0.15)).verdict == SUPPORTED
+    assert judge(differs, arms).verdict == CONTRADICTED
+    assert judge(CLAIMS["C9"], grid(level=0.9)).verdict == SUPPORTED
+    assert judge(CLAIMS["C9"], grid(level=0.3)).verdict == CONTRADICTED
+    fails = replace(CLAIMS["C8"], arms=[ARMS[1]])
+    assert judge(fails, arms).verdict == CONTRADICTED
+    diverged = [replace(curve, status="DIVERGED critic") for curve in arms[ARMS[1]]]
+    assert judge(fails, {**arms, ARMS[1]: diverged}).verdict == SUPPORTED
+    loss = replace(CLAIMS["C10"], arms=[ARMS[1]])
+    for factor, verdict in ((1.5, SUPPORTED), (1.0, CONTRADICTED)):
+        losses = {ARMS[0]: 1.0, ARMS[1]: factor, ARMS[2]: 1.0}
+        drawn = {
+            arm: [
+                replace(c, critic_loss=losses[arm] * (1 + 0.01 * (n * len(arm) % 5)))
+                for n, c in enumerate(curves)
+            ]
+            for arm, curves in arms.items()
+        }
+        assert judge(loss, drawn).verdict == verdict
+    assert judge(loss, arms).verdict == INCONCLUSIVE  # none was logged
+
+
+@pytest.mark.parametrize(
+    ("batched", "loop", "verdict"),
+    [
+        ([1.0, 1.1], [4.0, 5.0], CONTRADICTED), ([3.0, 4.0], [4.0, 5.0], SUPPORTED),
+        ([1.8, 2.2], [4.0, 5.0], INCONCLUSIVE), ([1.0, 1.1], [1.0, 1.1], INCONCLUSIVE),
+    ],
+)  # fmt: skip
+def test_cost_is_judged_by_the_bench(tmp_path, batched, loop, verdict):
+    claim = CLAIMS["C2"]
+    spreads = {**dict.fromkeys(claim.ratios, batched), claim.control["ratio"]: loop}
+    bench = tmp_path / "bench.json"
+    bench.write_text(json.dumps({"ratios": {name: {"spread": spread} for name, spread in spreads.items()}}))
+    assert judge(claim, {}, bench).verdict == verdict
+    assert judge(claim, {}, tmp_path / "none").verdict == NO_DATA
+
+
+def test_every_claim_is_shipped_is_no_config_and_its_page_is_that_of_the_data():
+    assert list(CLAIMS) == [*(f"C{n}" for n in range(1, 11)), "S1", "S2"]
+    assert not any(name.startswith("claims") for name in config_names())
+    for claim in CLAIMS.values():
+        assert claim.commands, claim.name
+        assert claim.decision, claim.name
+    tables = committed_tables()
+    page = as_markdown(
+        [judge(claim, read_arms(tables) if tables else {}, BENCH) for claim in CLAIMS.values()]
+    )
+    assert (BENCH.parents[3] / "docs/claims.md").read_text() == page, "run `mtrl claims --write`"
+
+
+def test_the_commands_that_make_a_claims_data_are_accepted():
+    lines = [
+        command for claim in CLAIMS.values() for command in claim.commands if command.startswith("mtrl train")
+    ]
+    assert len(lines) >= 3
+    for line in lines:
+        assert parse_train(shlex.split(line)[2:]).config.run_dir
+
+
+def test_the_command_judges_ones_own_runs_and_refuses_an_unknown_claim(capsys):
+    assert cli.main(["claims", "C77"]) == 2
+    assert "claims: 'C77' is none; there are C1, C2," in capsys.readouterr().err
+    assert cli.main(["claims", "C2", "--json=-"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["C2"]
+    assert cli.main(["claims", "C1", "--write"]) == 2
