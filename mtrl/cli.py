@@ -31,9 +31,10 @@ from mtrl.run.checkpoint import CheckpointError
 FAILED, BAD_INPUT = 1, 2
 COMMANDS = {
     "train": "train an agent: --config NAME and any setting by its dotted name",
+    "sweep": "run an experiment: arms and seeds as a file",
     "evaluate": "evaluate a run's or a file's policy, per task",
     "compare": "statistics and curves over several runs",
-    "list": "what there is: configs, suites, tasks, optimizers",
+    "list": "what there is: configs, experiments, suites, tasks, optimizers",
     "bench": "time the parts of training on this machine",
     "doctor": "check this machine and installation",
 }

@@ -1,4 +1,4 @@
-"""``mtrl list``: configs, suites, protocols, tasks and optimizers, by the names that settings take."""
+"""``mtrl list``: configs, experiments, suites, protocols, tasks and optimizers, by the names that settings take."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from mtrl.envs import PRESETS, SUITES
 from mtrl.optimizers import OPTIMIZERS, describe
 from mtrl.results.tables import make_table, show
 from mtrl.settings import Parser, config_names
+from mtrl.sweep.grid import experiment_names, read_experiment
 
 
 def main(arguments: list[str]) -> int:
     parser = Parser(prog="mtrl list", description=__doc__)
     kinds = {
-        "configs": configs, "suites": suites, "protocols": protocols, "tasks": tasks, "optimizers": optimizers,
+        "configs": configs, "experiments": experiments, "suites": suites, "protocols": protocols, "tasks": tasks, "optimizers": optimizers,
     }  # fmt: skip
     parser.add_argument("kind", nargs="?", choices=list(kinds), help="what to list; all by default")
     args = parser.parse_args(arguments)
@@ -30,6 +31,14 @@ def configs() -> None:
         first = text.splitlines()[0]
         about = first.lstrip("# ") if first.startswith("#") else ", ".join(yaml.safe_load(text))
         table.add_row(name, about)
+    show(table)
+
+
+def experiments() -> None:
+    table = make_table("experiment", "arms", "runs", title="experiments: mtrl sweep NAME")
+    for name, path in experiment_names().items():
+        experiment = read_experiment(path)
+        table.add_row(name, ", ".join(experiment.arms), str(sum(map(len, experiment.seeds.values()))))
     show(table)
 
 

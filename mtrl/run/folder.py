@@ -48,6 +48,7 @@ from tensorboard.summary.writer import event_file_writer
 from mtrl.config import ConfigError
 from mtrl.files import append, open_own, read_bounded, sync, write_synced
 from mtrl.run.checkpoint import CheckpointError, Checkpoints
+from mtrl.run.status import LOCK, STATUS, read_status, started
 
 FORMAT = "mtrl-run-1"
 MARK = FORMAT.encode()
@@ -74,8 +75,8 @@ class RunFolder:
         self.best = self.path / "policy_best.safetensors"
         self.evidence = self.path / "evidence.safetensors"
         self.checkpoints = Checkpoints(self.path / "checkpoint")
-        self._status = self.path / "STATUS"
-        self._lock_file = self.path / ".lock"
+        self._status = self.path / STATUS
+        self._lock_file = self.path / LOCK
         self._lock: IO[str] | None = None
 
     @property
@@ -165,9 +166,7 @@ class RunFolder:
             self._lock = os.fdopen(open_own(self._lock_file, os.O_RDWR | os.O_CREAT), "r+")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._lock.truncate(0)
-            self._lock.write(
-                f"{MARK.decode()} {os.getpid()} {_started(os.getpid())} {socket.gethostname()}\n"
-            )
+            self._lock.write(f"{MARK.decode()} {os.getpid()} {started(os.getpid())} {socket.gethostname()}\n")
             self._lock.flush()
         except BlockingIOError:
             raise ConfigError(f"run_dir: another process is training in {self.path}") from None
@@ -264,24 +263,8 @@ class RunFolder:
 
     @property
     def status(self) -> str:
-        """The line in ``STATUS``; KILLED where it says RUNNING and no process holds the lock."""
-        try:
-            text = read_bounded(self._status, 4096).decode(errors="replace").strip()
-        except OSError:
-            return "no status"
-        text = "".join(c if c.isprintable() else "?" for c in text)
-        if text.startswith("RUNNING") and not self._is_locked():
-            return "KILLED: no process trains it any more, and the same command goes on with it"
-        return text
-
-    def _is_locked(self) -> bool:
-        """Whether the process that wrote the lock is alive: read, not tried, since a try can keep a start out."""
-        try:
-            _, number, started, host = read_bounded(self._lock_file, 4096).decode().split()
-            pid = int(number)
-        except (OSError, ValueError):
-            return False
-        return host != socket.gethostname() or (_started(pid) == started != "gone")
+        """As :func:`mtrl.run.status.read_status` tells it."""
+        return read_status(self.path)
 
     def append(self, file: Path, record: dict[str, Any]) -> None:
         """One more line of a jsonl file; NaN becomes null, so that any reader can read it."""
@@ -339,18 +322,6 @@ class CsvWriter(KVWriter):
 
     def close(self) -> None:
         pass
-
-
-def _started(pid: int) -> str:
-    """When a process was started, as the system counts; ``gone`` without one, ``unknown`` where none can tell."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return "gone" if Path("/proc/self/stat").exists() else "unknown"
-    except OSError:
-        return "gone"
-    state, *fields = text.rpartition(")")[2].split()
-    return "gone" if state == "Z" else fields[18]
 
 
 @contextlib.contextmanager
