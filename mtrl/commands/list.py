@@ -14,7 +14,8 @@ from mtrl.sweep.grid import experiment_names, read_experiment
 def main(arguments: list[str]) -> int:
     parser = Parser(prog="mtrl list", description=__doc__)
     kinds = {
-        "configs": configs, "experiments": experiments, "suites": suites, "protocols": protocols, "tasks": tasks, "optimizers": optimizers,
+        "configs": configs, "experiments": experiments, "suites": suites, "protocols": protocols, "tasks": tasks,
+        "optimizers": optimizers,
     }  # fmt: skip
     parser.add_argument("kind", nargs="?", choices=list(kinds), help="what to list; all by default")
     args = parser.parse_args(arguments)

@@ -8,10 +8,12 @@ command goes on with the rest. Its output is in log_seed<n>.txt beside that fold
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from mtrl.commands.train import check_optimizer, started_on
 from mtrl.config import ConfigError
@@ -25,6 +27,7 @@ from mtrl.sweep.child import command
 from mtrl.sweep.grid import Run, choose, find_experiment, plan, read_experiment, read_seeds
 
 FAILED, DIVERGED, INTERRUPTED = 1, 3, 4
+UNDONE = ("failed", "lost", "refused", "busy")
 
 
 def main(arguments: list[str]) -> int:
@@ -64,14 +67,22 @@ def main(arguments: list[str]) -> int:
         return run_here(runs[0], args.nice)
     with Board(runs) as board:
         if args.engine == "ray":
-            from mtrl.sweep import ray
-
-            ray.run_all(runs, args.address, args.nice, board)
+            on_ray().run_all(runs, args.address, args.nice, board)
         else:
             pending = [run for run in runs if state_of(run) not in ("done", "diverged")]
             together, cores_each = local.share(pending, jobs)
             local.run_all(runs, together, cores_each, args.nice, board)
     return finish(board)
+
+
+def on_ray() -> ModuleType:
+    """The engine. Raises ConfigError where Ray is not installed."""
+    try:
+        return importlib.import_module("mtrl.sweep.ray")
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ConfigError("engine: Ray is not installed; pip install 'mtrl-suite[ray]'") from None
 
 
 def check(run: Run) -> None:
@@ -137,13 +148,13 @@ def finish(board: Board) -> int:
     words = [word for word, _ in board.states.values()]
     for run in board.runs:
         word, reason = board.states[run.folder]
-        if word in ("failed", "refused", "busy", "diverged"):
+        if word in (*UNDONE, "diverged"):
             print(
                 f"mtrl: {run.name}: {word}: {reason or read_status(run.folder)} ({run.log})", file=sys.stderr
             )
     with contextlib.suppress(OSError, ValueError):
         print(f"{words.count('done')} of {len(words)} runs are done")
-    if {"failed", "refused", "busy"} & set(words):
+    if set(UNDONE) & set(words):
         return FAILED
     if {"interrupted", "waiting", "again"} & set(words):
         print("mtrl: interrupted; the same command goes on", file=sys.stderr)

@@ -67,6 +67,22 @@ class Stop:
                 os.write(2, b"\nmtrl: stopping, with checkpoints; once more stops at once\n")
 
 
+class Tries:
+    """Whether a run is to be started again."""
+
+    def __init__(self) -> None:
+        self._failed: Counter[tuple[Run, float]] = Counter()
+
+    def again(self, run: Run, word: str) -> bool:
+        """After it ended with this word: if it was interrupted, or failed and has not done so too often since its
+        newest checkpoint.
+        """
+        if word == "failed":
+            self._failed[run, newest(run)] += 1
+            return self._failed[run, newest(run)] < TRIES
+        return word == "again"
+
+
 def run_all(runs: Sequence[Run], jobs: int, cores_each: int, nice: int, board: Board) -> None:
     """Run what is not done or diverged, ``jobs`` at a time, in order; the board has what became of each.
 
@@ -74,7 +90,7 @@ def run_all(runs: Sequence[Run], jobs: int, cores_each: int, nice: int, board: B
     ``TRIES`` times without getting further; one that is refused, or that another process trains, is left.
     """
     waiting = deque(run for run in runs if board.states[run.folder][0] not in ("done", "diverged"))
-    tries: Counter[tuple[str, float]] = Counter()
+    tries = Tries()
     training: dict[Run, subprocess.Popen[bytes]] = {}
     stop = Stop()
     with stop.taken():
@@ -99,13 +115,8 @@ def run_all(runs: Sequence[Run], jobs: int, cores_each: int, nice: int, board: B
                     board.tell(run, "interrupted", reason)
                     continue
                 board.tell(run, word, reason)
-                if word == "again":
+                if tries.again(run, word):
                     waiting.append(run)
-                elif word == "failed":
-                    made = (run.name, newest(run))
-                    tries[made] += 1
-                    if tries[made] < TRIES:
-                        waiting.append(run)
             board.refresh()
             time.sleep(PAUSE)
 
