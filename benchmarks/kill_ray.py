@@ -8,9 +8,6 @@ The cluster is several Ray nodes on this machine. A node is killed by its raylet
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,9 +22,9 @@ SWEEP = [sys.executable, "-m", "mtrl.cli", "sweep"]
 NODES = 3
 EXPERIMENT = """
 base: point
-common: {total_steps_per_task: 1500, eval_every: 500, checkpoint_every: 0.02}
+common: {total_steps_per_task: 3000, eval_every: 1000, checkpoint_every: 0.02}
 arms: {unitary: {optimizer.name: unitary}, pcgrad: {optimizer.name: pcgrad}}
-seeds: "0..2"
+seeds: "0..1"
 """
 
 
@@ -48,11 +45,13 @@ def main() -> None:
             driver = subprocess.Popen(command, stdout=output, stderr=output)
             wait_for(lambda: len(training(pieces)) == NODES, driver)
             before = training(pieces)
-            os.kill(nodes[0].all_processes["raylet"][0].process.pid, signal.SIGKILL)
+            raylet = nodes[0].all_processes["raylet"][0].process
+            raylet.kill()
+            raylet.wait()  # its workers take a zombie for alive
             say(f"{time.monotonic() - start:.0f} s: a node of {NODES} killed; training: {', '.join(before)}")
-            wait_for(lambda: len(training(pieces)) < NODES, driver)
-            say(f"{time.monotonic() - start:.0f} s: its run ended with it")
-            wait_for(lambda: len(policies(pieces, "DONE")) >= 3, driver)
+            wait_for(lambda: resumed(pieces) > 0, driver)
+            say(f"{time.monotonic() - start:.0f} s: its run goes on elsewhere")
+            wait_for(lambda: len(policies(pieces, "DONE")) >= 2, driver)
             driver.kill()
             driver.wait()
             say(
@@ -62,8 +61,7 @@ def main() -> None:
             say(f"{time.monotonic() - start:.0f} s: the other runs ended with it")
             code = subprocess.run(command, stdout=output, stderr=output).returncode
         say(f"{time.monotonic() - start:.0f} s: the same command again ended with {code}")
-        resumed = sum(len(re.findall("going on from", log.read_text())) for log in pieces.glob("*/*/log_*"))
-        say(f"{len(policies(pieces, 'DONE'))} runs done, resumed {resumed} times")
+        say(f"{len(policies(pieces, 'DONE'))} runs done, resumed {resumed(pieces)} times")
         say("policies are equal" if policies(whole) == policies(pieces) else "policies DIFFER")
         cluster.shutdown()
 
@@ -87,6 +85,11 @@ def training(root: Path) -> list[str]:
         for run in sorted(root.glob("*/*/seed*"))
         if read_status(run) == "RUNNING" and len(list(run.glob("checkpoint/manifest-*.json"))) > 1
     ]
+
+
+def resumed(root: Path) -> int:
+    """How often a run went on from a checkpoint."""
+    return sum(log.read_text().count("going on from step") for log in root.glob("*/*/log_*"))
 
 
 def policies(root: Path, status: str = "") -> dict[str, str]:
