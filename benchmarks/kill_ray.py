@@ -51,7 +51,7 @@ def main() -> None:
             say(f"{time.monotonic() - start:.0f} s: a node of {NODES} killed; training: {', '.join(before)}")
             wait_for(lambda: resumed(pieces) > 0, driver)
             say(f"{time.monotonic() - start:.0f} s: its run goes on elsewhere")
-            wait_for(lambda: len(policies(pieces, "DONE")) >= 2, driver)
+            wait_for(lambda: len(policies(pieces, "DONE")) >= 2 and training(pieces), driver)
             driver.kill()
             driver.wait()
             say(

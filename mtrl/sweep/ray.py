@@ -69,6 +69,9 @@ def run_all(runs: Sequence[Run], address: str | None, nice: int, board: Board) -
 
 def connect(address: str | None) -> None:
     """Join the cluster, or start one here."""
+    address = (
+        address or os.environ.get("RAY_ADDRESS") or "local"
+    )  # by itself ray would join any that it finds
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -132,11 +135,11 @@ def train(job: Job) -> tuple[str, str]:
     while True:
         child = start(job.arguments, job.log, job.nice)
         try:
-            code = child.wait()
+            while child.poll() is None:  # not wait(): what cancels a task does not interrupt that
+                time.sleep(0.1)
         except KeyboardInterrupt:  # cancelled
             child.terminate()
-            code = child.wait()
-        word, reason = verdict(code, job.folder, job.log)
+        word, reason = verdict(child.wait(), job.folder, job.log)
         if word != "busy" or time.monotonic() > limit:
             return word, reason
         time.sleep(5)
