@@ -29,11 +29,12 @@ from mtrl.machine import keep_freed_memory
 FAILED, BAD_INPUT = 1, 2
 COMMANDS = {
     "train": "train an agent: --config NAME and any setting by its dotted name",
+    "sweep": "run an experiment: arms and seeds as a file",
     "evaluate": "evaluate a run's or a file's policy, per task",
     "compare": "statistics and curves over several runs",
     "claims": "which sentences the data support, contradict or leave open",
     "export": "runs as one table: what is committed and compared later",
-    "list": "what there is: configs, suites, tasks, optimizers",
+    "list": "what there is: configs, experiments, networks, suites, tasks, optimizers",
     "bench": "time the parts of training on this machine",
     "doctor": "check this machine and installation",
 }

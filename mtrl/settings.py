@@ -165,8 +165,8 @@ Loader.add_implicit_resolver(
 )
 
 
-def load_yaml(text: str, what: str) -> Any:
-    """A text's content as plain values.
+def load_yaml(text: str, what: str, dotted: bool = False) -> Any:
+    """A text's content as plain values; keys with dots only where they are said to be ``dotted``.
 
     Raises:
         ConfigError: it is no YAML, or larger or deeper than a config ever is, its references followed.
@@ -181,45 +181,45 @@ def load_yaml(text: str, what: str) -> Any:
         raise
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{what} cannot be read as YAML ({shown(one_line(str(error)))})") from None
-    require_plain(content, what, 0)
+    require_plain(content, what, 0, dotted)
     return content
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+def read_settings(path: Path, kind: str = "config", dotted: bool = False) -> dict[str, Any]:
+    """The mapping in a YAML file, which errors call a ``kind``; keys with dots only if ``dotted``.
 
     Raises:
         ConfigError: it cannot be read, is no mapping of names, or is larger than a config ever is.
     """
     try:
         if not path.is_file():
-            raise ConfigError(f"config: {path} is no regular file")
+            raise ConfigError(f"{kind}: {path} is no regular file")
         if (size := path.stat().st_size) > MOST_BYTES:
-            raise ConfigError(f"config: {path} has {size} bytes; a config has at most {MOST_BYTES}")
+            raise ConfigError(f"{kind}: {path} has {size} bytes; a {kind} has at most {MOST_BYTES}")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise ConfigError(f"config: {path} cannot be read as YAML ({reason})") from None
-    content = load_yaml(text, f"config: {path}")
+        raise ConfigError(f"{kind}: {path} cannot be read as YAML ({reason})") from None
+    content = load_yaml(text, f"{kind}: {path}", dotted)
     if not isinstance(content, dict):
-        raise ConfigError(f"config: {path} holds no settings (a mapping of names to values)")
+        raise ConfigError(f"{kind}: {path} holds no settings (a mapping of names to values)")
     return content
 
 
-def require_plain(value: Any, what: str, depth: int) -> None:
+def require_plain(value: Any, what: str, depth: int, dotted: bool = False) -> None:
     """Raise unless all keys are names and all numbers are of a length that a person writes."""
     if depth > MOST_DEPTH:
         raise ConfigError(f"{what} is nested deeper than {MOST_DEPTH} levels")
     if isinstance(value, dict):
         for key, item in value.items():
-            if not isinstance(key, str) or "." in key:
+            if not isinstance(key, str) or ("." in key and not dotted):
                 raise ConfigError(
                     f"{what} has the key {shown(key)}, which is no name (sections are mappings)"
                 )
-            require_plain(item, what, depth + 1)
+            require_plain(item, what, depth + 1, dotted)
     elif isinstance(value, list):
         for item in value:
-            require_plain(item, what, depth + 1)
+            require_plain(item, what, depth + 1, dotted)
     elif isinstance(value, int) and abs(value) >= 10**MOST_DIGITS:
         raise ConfigError(f"{what} has a number of more than {MOST_DIGITS} digits")
 

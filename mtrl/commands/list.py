@@ -1,21 +1,33 @@
-"""``mtrl list``: configs, suites, protocols, tasks and optimizers, by the names that settings take."""
+"""``mtrl list``: configs, experiments, suites, protocols, tasks, optimizers and networks, by the names that settings take."""
 
 from __future__ import annotations
 
 import yaml
 
+from mtrl.config import ConfigError
 from mtrl.envs import PRESETS, SUITES
 from mtrl.results.tables import make_table, show
 from mtrl.settings import Parser, config_names
+from mtrl.sweep.grid import experiment_names, read_experiment
 
 
 def main(arguments: list[str]) -> int:
     parser = Parser(prog="mtrl list", description=__doc__)
     kinds = {
-        "configs": configs, "suites": suites, "protocols": protocols, "tasks": tasks, "optimizers": optimizers,
+        "configs": configs, "experiments": experiments, "suites": suites, "protocols": protocols, "tasks": tasks,
+        "optimizers": optimizers, "networks": networks,
     }  # fmt: skip
     parser.add_argument("kind", nargs="?", choices=list(kinds), help="what to list; all by default")
+    parser.add_argument(
+        "--sizes", type=str, metavar="CONFIG",
+        help="with networks: what this config and its variants by network cost (mt10_fast, say)",
+    )  # fmt: skip
     args = parser.parse_args(arguments)
+    if args.sizes is not None:
+        if args.kind != "networks":
+            raise ConfigError("--sizes: it belongs to `mtrl list networks`")
+        sizes(args.sizes)
+        return 0
     for name in kinds:
         if args.kind == name or (args.kind is None and name != "tasks"):
             kinds[name]()
@@ -29,6 +41,14 @@ def configs() -> None:
         first = text.splitlines()[0]
         about = first.lstrip("# ") if first.startswith("#") else ", ".join(yaml.safe_load(text))
         table.add_row(name, about)
+    show(table)
+
+
+def experiments() -> None:
+    table = make_table("experiment", "arms", "runs", title="experiments: mtrl sweep NAME")
+    for name, path in experiment_names().items():
+        experiment = read_experiment(path)
+        table.add_row(name, ", ".join(experiment.arms), str(sum(map(len, experiment.seeds.values()))))
     show(table)
 
 
@@ -70,4 +90,47 @@ def optimizers() -> None:
         info = describe(name)
         options = ", ".join(f"{key}={value}" for key, value in info.options.items())
         table.add_row(info.name, info.kind, info.formula, options, info.paper)
+    show(table)
+
+
+def networks() -> None:
+    from mtrl.networks import NETWORKS, describe_network
+
+    table = make_table(
+        "name", "formula", "private", "options", "paper",
+        title="networks: --agent.network.name NAME --agent.network.options.KEY VALUE, or module:Class of your own",
+    )  # fmt: skip
+    for name in NETWORKS:
+        info = describe_network(name)
+        options = ", ".join(f"{key}={shown(value)}" for key, value in info.options.items())
+        table.add_row(info.name, info.formula, ", ".join(info.private), options, info.paper)
+    show(table)
+
+
+def shown(value: object) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def sizes(config: str) -> None:
+    """The config beside those that have it as their base and name a network."""
+    from mtrl.bench.sizes import size_of
+    from mtrl.settings import find_config, parse_train
+
+    find_config(config)  # refuses a name that there is not
+    table = make_table(
+        "config", "network", "actor", "critics", "tasks' own", "MFLOP per update", "over the first",
+        title="parameters, and the matrix products of one unitary update",
+    )  # fmt: skip
+    first = 0
+    for name in (config, *config_names()):
+        if name != config and not name.startswith(f"{config}_"):
+            continue
+        request = parse_train([f"--config={name}"])
+        network = request.config.agent.network.name
+        if name != config and network == "mlp":
+            continue
+        size = size_of(request.config, len(request.protocol.task_names))
+        first = first or size.flops
+        numbers = [f"{number:,}" for number in (size.actor, size.critic, size.own, size.flops // 10**6)]
+        table.add_row(name, network or "mlp", *numbers, f"{size.flops / first:.2f}")
     show(table)

@@ -1,0 +1,150 @@
+"""What a sweep shows while it goes: a live table in a terminal, a line per event elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.live import Live
+from rich.table import Table
+
+from mtrl.results.tables import make_console, make_table
+from mtrl.run.status import read_status
+from mtrl.sweep.grid import Run
+
+TAIL = 2**18  # bytes of a log's end
+EVERY = 2.0  # seconds between looks at the run folders
+
+
+class Board:
+    """The state of every run of a sweep, told as it changes. Use as a context.
+
+    Args:
+        runs: in the order of the table.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = runs
+        self.states = {run.folder: (state_of(run), "") for run in runs}
+        self.began: dict[Path, tuple[float, int]] = {}  # when this sweep started it, and at which step
+        self.looked = 0.0
+        self.live = Live(console=make_console(), auto_refresh=False) if sys.stdout.isatty() else None
+
+    def __enter__(self) -> Board:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.refresh(0.0)
+            self.live.stop()
+
+    def tell(self, run: Run, state: str, reason: str = "") -> None:
+        """A run's new state."""
+        self.states[run.folder] = state, reason
+        if state == "training":
+            self.began[run.folder] = time.monotonic(), steps_of(run)
+        if self.live is None:
+            success = success_of(run) if state == "done" else None
+            more = reason or ("" if success is None else f"success {success:.3f}")
+            counts = Counter(state for state, _ in self.states.values())
+            line = f"{run.name}: {state}{f' ({more})' if more else ''}; {counts['done']} of {len(self.runs)} done"
+            with contextlib.suppress(OSError, ValueError):  # nobody reads it: the runs go on
+                print(line, flush=True)
+
+    def refresh(self, every: float = EVERY) -> None:
+        """Draw the table, at most once in so many seconds."""
+        if self.live is None or time.monotonic() - self.looked < every:
+            return
+        self.looked = time.monotonic()
+        with contextlib.suppress(OSError):
+            self.live.update(self.table(), refresh=True)
+
+    def table(self) -> Table:
+        """As many rows as the terminal has: what trains first, then what failed, waits and is done."""
+        counts = Counter(state for state, _ in self.states.values())
+        table = make_table(
+            "run", "state", "steps per task", "success", "left",
+            title=", ".join(f"{number} {state}" for state, number in counts.items()),
+        )  # fmt: skip
+        order = (
+            "training",
+            "failed",
+            "refused",
+            "busy",
+            "diverged",
+            "again",
+            "interrupted",
+            "waiting",
+            "done",
+        )
+        ranked = sorted(self.runs, key=lambda run: order.index(self.states[run.folder][0]))
+        assert self.live is not None
+        room = max(self.live.console.size.height - 7, 3)
+        for run in ranked[:room]:
+            state, reason = self.states[run.folder]
+            success = success_of(run)
+            table.add_row(
+                run.name, f"{state} {reason}".strip(), f"{steps_of(run)} of {run.steps}",
+                "–" if success is None else f"{success:.3f}", self.left(run) if state == "training" else "",
+            )  # fmt: skip
+        if len(ranked) > room:
+            table.add_row(f"… and {len(ranked) - room} more")
+        return table
+
+    def left(self, run: Run) -> str:
+        """How long it will go on at the pace it had since this sweep started it."""
+        start, before = self.began[run.folder]
+        made = steps_of(run) - before
+        if made <= 0:
+            return "–"
+        seconds = (time.monotonic() - start) / made * (run.steps - before - made)
+        return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def state_of(run: Run) -> str:
+    """A run's state in a sweep's words, before it is started: waiting, done, diverged or again."""
+    status = read_status(run.folder)
+    if status.startswith("DONE"):
+        return "done"
+    if status.startswith("DIVERGED"):
+        return "diverged"
+    return "again" if (run.folder / "config.yaml").is_file() else "waiting"
+
+
+def steps_of(run: Run) -> int:
+    """How far its log says it is, in steps per task."""
+    tasks = len(run.request.protocol.task_names)
+    rows = list(csv.reader([tail(run.folder / "progress.csv")]))
+    first = rows[0][0] if rows and rows[0] else ""
+    return int(first) // tasks if first.isdecimal() else 0
+
+
+def success_of(run: Run) -> float | None:
+    """At its last evaluation, the mean over tasks; None before it, or where success is never told."""
+    try:
+        value = json.loads(tail(run.folder / "eval.jsonl"))["mean_success"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def tail(path: Path) -> str:
+    """A file's last whole line; empty without one."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            lines = file.read(TAIL).decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return lines[-2] if len(lines) > 1 else ""

@@ -1,0 +1,352 @@
+"""``mtrl sweep``: from a file to the policies of single runs, however often it is interrupted."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mtrl import cli
+from mtrl.config import ConfigError
+from mtrl.sweep import child, local
+from mtrl.sweep.grid import choose, find_experiment, plan, read_experiment, read_seeds
+
+FILE = """
+base: point
+label: methods
+common:
+  total_steps_per_task: 150
+  warmup_steps: 40
+  log_every: 20
+  eval_every: 75
+  eval_episodes: 1
+  diagnostics_every: 30
+  checkpoint_every: 0.005
+  agent: {actor.hidden: [8], critic.hidden: [8]}
+  replay.batch_size: 8
+arms:
+  unitary: {optimizer.name: unitary}
+  pcgrad: {optimizer.name: pcgrad}
+  cagrad: {optimizer: {name: cagrad, options: {c: 0.4}}}
+  rlw: {optimizer.name: rlw, seeds: [1]}
+seeds: "0..1"
+"""
+ORDER = [
+    "unitary/seed0", "pcgrad/seed0", "cagrad/seed0", "unitary/seed1", "pcgrad/seed1", "cagrad/seed1", "rlw/seed1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def sweep(*arguments: str | Path) -> int:
+    return cli.main(["sweep", *map(str, arguments)])
+
+
+def policies(root: Path) -> dict[str, bytes]:
+    return {
+        f"{path.parent.parent.name}/{path.parent.name}": path.read_bytes()
+        for path in root.glob("methods/*/seed*/policy.safetensors")
+    }
+
+
+@pytest.mark.timeout(600)
+def test_a_sweep_interrupted_twice_ends_by_the_same_command_with_the_bytes_of_single_runs(file, tmp_path):
+    runs = tmp_path / "pieces"
+    command = [sys.executable, "-m", "mtrl.cli", "sweep", str(file), f"--runs={runs}", "--jobs=2"]
+    for stops in (1, 2):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        limit = time.monotonic() + 120
+        while len(list(runs.glob("methods/*/seed*/checkpoint/manifest-*.json"))) <= 3 * stops:
+            assert process.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT if stops == 1 else signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 4, output
+        assert "the same command goes on" in output
+    assert sweep(file, f"--runs={runs}", "--jobs=2") == 0
+    logs = "".join(path.read_text() for path in runs.glob("methods/*/log_seed*.txt"))
+    assert "going on from step" in logs
+    found = policies(runs)
+    assert sorted(found) == sorted(ORDER)
+    for run in plan(read_experiment(file), tmp_path / "single"):
+        if run.seed == 1:
+            assert cli.main(["train", *run.arguments]) == 0
+            assert found[run.name] == (run.folder / "policy.safetensors").read_bytes()
+    # done runs are left alone
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    assert sweep(file, f"--runs={runs}") == 0
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
+
+
+def test_a_sweep_that_is_killed_takes_its_runs_with_it_and_they_leave_a_checkpoint(file, tmp_path):
+    runs = tmp_path / "runs"
+    command = [
+        sys.executable, "-m", "mtrl.cli", "sweep", str(file), f"--runs={runs}", "--jobs=1", "--only", "unitary",
+    ]  # fmt: skip
+    file.write_text(FILE.replace("150", "100000"))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    folder = runs / "methods/unitary/seed0"
+    wait_for(lambda: (folder / "progress.csv").exists())
+    process.kill()
+    process.wait()
+    wait_for(lambda: (folder / "STATUS").read_text().startswith("INTERRUPTED by SIGTERM"))
+
+
+def wait_for(condition):
+    limit = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def test_runs_are_listed_seed_by_seed_with_state_steps_and_a_command_that_is_theirs(file, tmp_path, capsys):
+    assert sweep(file, "--list", f"--runs={tmp_path / 'runs'}") == 0
+    rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [row[1].strip() for row in rows] == ORDER
+    assert [row[0].strip() for row in rows] == [str(i) for i in range(7)]
+    assert {(row[2].strip(), row[3].strip()) for row in rows} == {("waiting", "0 of 150")}
+    assert not (tmp_path / "runs").exists()
+    words = shlex.split(rows[2][5])
+    assert words[:2] == ["mtrl", "train"]
+    assert cli.main([*words[1:], "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert "name: cagrad" in printed
+    assert "c: 0.4" in printed
+    assert f"run_dir: {tmp_path}/runs/methods/cagrad/seed0" in printed
+    assert sweep(file, "--list", "--only", "rlw", "unitary", "--seeds", "1") == 0
+    listed = capsys.readouterr().out
+    assert "rlw/seed1" in listed
+    assert "unitary/seed1" in listed
+    assert "seed0" not in listed
+    assert "pcgrad" not in listed
+
+
+def test_an_array_of_jobs_runs_every_run_once_by_its_index(file, tmp_path):
+    # what docs/sweep.md's script does with SLURM_ARRAY_TASK_ID, requeue included
+    script = (
+        f'{sys.executable} -m mtrl.cli sweep {file} --seeds 0 --index "$SLURM_ARRAY_TASK_ID" --runs {tmp_path}/runs\n'
+        'code=$?; [ $code -eq 4 ] && exec echo requeue "$SLURM_JOB_ID"; exit $code'
+    )
+
+    def element(index: int) -> subprocess.Popen[str]:
+        environment = {**os.environ, "SLURM_ARRAY_TASK_ID": str(index), "SLURM_JOB_ID": "77"}
+        return subprocess.Popen(
+            ["bash", "-c", script], env=environment, text=True, stdout=subprocess.PIPE, start_new_session=True
+        )
+
+    folder = tmp_path / "runs/methods/unitary/seed0"
+    first = element(0)
+    wait_for(lambda: (folder / "progress.csv").exists())
+    signal_children(first.pid, signal.SIGUSR1)
+    output, _ = first.communicate(timeout=60)
+    if "requeue 77" in output:  # else it was done before the signal came
+        assert (folder / "STATUS").read_text().startswith("INTERRUPTED by SIGUSR1")
+        assert element(0).wait(60) == 0
+    assert (folder / "STATUS").read_text() == "DONE\n"
+    assert element(0).wait(60) == 0  # and again: nothing to do
+    assert element(3).wait(60) == 2
+    assert sorted(policies(tmp_path / "runs")) == ["unitary/seed0"]
+
+
+def signal_children(pid: int, number: int) -> None:
+    """As SLURM does: to the step's processes, not to the script's shell."""
+    for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        os.kill(int(text), number)
+
+
+def test_a_run_of_other_settings_in_the_folder_is_never_taken_for_a_result(file, tmp_path, capsys):
+    arguments = [f"--runs={tmp_path / 'runs'}", "--only", "unitary", "--seeds", "0"]
+    assert sweep(file, *arguments) == 0
+    file.write_text(FILE.replace("replay.batch_size: 8", "replay.batch_size: 16"))
+    capsys.readouterr()
+    assert sweep(file, *arguments) == 2
+    error = capsys.readouterr().err
+    assert "replay.batch_size: 8 -> 16" in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_that_is_done_diverged_busy_or_failed_is_told_apart_by_its_status(tmp_path):
+    folder, log = tmp_path / "seed0", tmp_path / "log_seed0.txt"
+    folder.mkdir()
+    log.write_text("a line\nmtrl: no memory: 3 GB\n\n")
+
+    def word(code: int, status: str) -> str:
+        (folder / "STATUS").write_text(status)
+        return child.verdict(code, folder, log)[0]
+
+    assert word(0, "DONE\n") == word(2, "DONE\n") == "done"
+    assert word(3, "DIVERGED critic\n") == word(2, "DIVERGED critic\n") == "diverged"
+    assert word(4, "INTERRUPTED by SIGUSR1") == "again"
+    assert word(2, "INTERRUPTED by SIGUSR1") == "refused"
+    assert word(2, "RUNNING") == "refused"  # nobody holds its lock
+    assert word(2, "FAILED no memory") == word(1, "FAILED x") == word(-9, "RUNNING") == "failed"
+    assert child.verdict(-9, folder, log) == ("failed", "killed by SIGKILL")
+    assert child.verdict(1, folder, log) == ("failed", "no memory: 3 GB")
+
+
+def test_a_run_that_fails_is_tried_three_times_without_getting_further(file, tmp_path):
+    run, other = plan(read_experiment(file), tmp_path)[:2]
+    tries = local.Tries()
+    assert [tries.again(run, "failed") for _ in range(3)] == [True, True, False]
+    assert tries.again(other, "failed")
+    checkpoints = run.folder / "checkpoint"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "manifest-5.json").write_text("{}")
+    assert tries.again(run, "failed")
+    assert all(tries.again(run, "again") for _ in range(10))
+    assert not any(tries.again(run, word) for word in ("done", "diverged", "refused", "busy", "interrupted"))
+
+
+def test_a_failing_run_is_named_and_the_others_go_on(file, tmp_path, capsys):
+    blocked = tmp_path / "runs/methods/pcgrad/seed0"
+    blocked.mkdir(parents=True)
+    (blocked / "somebody.txt").write_text("else's")
+    code = sweep(file, f"--runs={tmp_path / 'runs'}", "--only", "pcgrad", "unitary", "--seeds", "0")
+    assert code == 1
+    written = capsys.readouterr()
+    assert "mtrl: pcgrad/seed0: refused: run_dir:" in written.err
+    assert "unitary/seed0: done (success" in written.out
+    assert "1 of 2 runs are done" in written.out
+
+
+def test_cores_are_divided_among_new_runs_and_an_existing_run_keeps_its_threads(file, tmp_path, monkeypatch):
+    file.write_text(FILE.replace("common:", "common:\n  threads: auto"))
+    monkeypatch.setattr(local, "cores", lambda: 8)
+    runs = plan(read_experiment(file), tmp_path)
+    assert local.share(runs, None) == (7, 1)
+    assert local.share(runs, 2) == (2, 4)
+    assert local.share(runs[:1], None) == (1, 8)
+    assert runs[0].command(4)[-4:] == ("--threads", "4", "--workers", "3")
+    assert runs[0].command(None) == runs[0].arguments
+    runs[0].folder.mkdir(parents=True)
+    (runs[0].folder / "config.yaml").write_text("threads: 3\nworkers: auto\n")
+    assert runs[0].command(4)[-2:] == ("--threads", "3")
+    assert local.share(runs, None) == (2, 4)
+    file.write_text(FILE)
+    assert "--threads" not in plan(read_experiment(file), tmp_path)[1].command(4)  # point says 1
+
+
+def test_a_run_imports_nothing_from_the_folder_it_is_started_in(tmp_path):
+    (tmp_path / "torch.py").write_text("print('imported from here')")
+    done = subprocess.run(
+        child.command(["--help"], nice=0), cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert "imported from here" not in done.stdout
+
+
+BAD = {
+    "no such base": (FILE.replace("base: point", "base: pont"), "did you mean 'point'"),
+    "a key of the file": (FILE.replace("arms:", "arm:"), "did you mean 'arms'"),
+    "no seeds": (FILE.replace('seeds: "0..1"', ""), "'seeds' is missing"),
+    "a setting": (FILE.replace("log_every", "log_evry"), "did you mean 'log_every'"),
+    "a setting of an arm": (FILE.replace("{optimizer.name: rlw,", "{optimiser.name: rlw,"), "arms.rlw"),
+    "a method": (FILE.replace("name: rlw", "name: rlx"), "arms.rlw: optimizer.name"),
+    "an option": (FILE.replace("c: 0.4", "d: 0.4"), "arms.cagrad: optimizer.options.d"),
+    "a value": (FILE.replace("eval_every: 75", "eval_every: -1"), "eval_every: -1"),
+    "equal arms": (FILE.replace("name: rlw", "name: unitary"), "unitary and rlw have equal settings"),
+    "a seed as a setting": (FILE.replace("log_every: 20", "seed: 3"), "tells the runs apart"),
+    "a folder as a setting": (FILE.replace("log_every: 20", "run_dir: x"), "tells the runs apart"),
+    "a setting twice": (FILE.replace("log_every: 20", "replay: {batch_size: 9}"), "comes twice"),
+    "an arm's seed beyond": (FILE.replace("seeds: [1]", "seeds: [2]"), "none of the experiment's seeds"),
+    "an arm that is no folder": (FILE.replace("  rlw:", "  a/b:"), "a folder's name"),
+    "a label that is none": (FILE.replace("label: methods", "label: ../x"), "a folder's name"),
+    "arms that are a list": (FILE[: FILE.index("arms:")] + "arms: [a]\nseeds: [1]", "mapping"),
+    "an arm that is text": (FILE.replace("{optimizer.name: unitary}", "unitary"), "mapping"),
+    "a date": (FILE.replace("c: 0.4", "c: 2020-01-01"), "no command line can say it"),
+    "no YAML": ("arms: [", "cannot be read as YAML"),
+    **{
+        f"seeds {text}": (FILE.replace('"0..1"', text), "seeds")
+        for text in (
+            "3",
+            "[]",
+            "[1.5]",
+            "[true]",
+            "[-1]",
+            '"4..0"',
+            '"1.."',
+            "[1, 1]",
+            '"0..99999999"',
+            "{a: 1}",
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_gets_one_line_and_nothing_starts(name, tmp_path, capsys):
+    text, told = BAD[name]
+    (tmp_path / "bad.yaml").write_text(text)
+    assert sweep(tmp_path / "bad.yaml", f"--runs={tmp_path / 'runs'}", "--list") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mtrl: ")
+    assert error.count("\n") == 1
+    assert told in error
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--only", "pcgard"], "did you mean 'pcgrad'"),
+        (["--only", "rlw", "--seeds", "0"], "no arm that was chosen has a seed"),
+        (["--seeds", "7"], "'7' is not there"),
+        (["--seeds", "x"], "seeds: 'x' is not valid"),
+        (["--index", "7"], "from 0 to 6"),
+        (["--index", "-1"], "from 0 to 6"),
+        (["--jobs", "0"], "jobs: '0' is not valid"),
+        (["--nice", "20"], "from 0 to 19"),
+        (["--engine", "slurm"], "engine"),
+        (["--address", "auto"], "add --engine ray"),
+        (["--index", "0", "--jobs", "2"], "not for --index"),
+        (["--index", "0", "--engine", "ray"], "not on Ray"),
+        (["--runs", ""], "runs: '' is not valid"),
+    ],
+)
+def test_a_bad_option_gets_one_line_and_nothing_starts(file, arguments, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sweep(file, *arguments) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert os.listdir(tmp_path) == ["experiment.yaml"]
+
+
+def test_an_experiment_that_there_is_not_is_answered_with_the_nearest(capsys):
+    assert sweep("point_method") == 2
+    assert "did you mean 'point_methods'" in capsys.readouterr().err
+
+
+def test_experiments_are_listed_and_are_no_configs(capsys):
+    assert cli.main(["list", "experiments"]) == 0
+    assert "point_methods" in capsys.readouterr().out
+    assert cli.main(["list", "configs"]) == 0
+    assert "point_methods" not in capsys.readouterr().out
+    assert cli.main(["train", "--config", "experiments/point_methods", "--print_config"]) == 2
+
+
+def test_every_shipped_experiment_can_be_planned(tmp_path):
+    runs = plan(read_experiment(find_experiment("point_methods")), tmp_path)
+    assert len(runs) == 20
+    assert len({run.folder for run in runs}) == 20
+    assert choose(runs, [], [], 5) == [runs[5]]
+
+
+def test_seeds_are_ranges_lists_and_both():
+    assert read_seeds("200..203", "seeds") == (200, 201, 202, 203)
+    assert read_seeds("0..1, 7", "seeds") == (0, 1, 7)
+    assert read_seeds([3, 1], "seeds") == (3, 1)
+    with pytest.raises(ConfigError, match="comes twice"):
+        read_seeds("0..3,2", "seeds")
