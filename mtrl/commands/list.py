@@ -1,4 +1,4 @@
-"""``mtrl list``: configs, experiments, suites, protocols, tasks, optimizers and networks, by the names that settings take."""
+"""``mtrl list``: configs, experiments, suites, tasks, optimizers, networks, by the names that settings take."""
 
 from __future__ import annotations
 
@@ -122,9 +122,7 @@ def sizes(config: str) -> None:
         title="parameters, and the matrix products of one unitary update",
     )  # fmt: skip
     first = 0
-    for name in (config, *config_names()):
-        if name != config and not name.startswith(f"{config}_"):
-            continue
+    for name in (config, *(name for name in config_names() if name.startswith(f"{config}_"))):
         request = parse_train([f"--config={name}"])
         network = request.config.agent.network.name
         if name != config and network == "mlp":
