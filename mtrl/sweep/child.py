@@ -11,13 +11,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from mtrl.files import read_bounded
 from mtrl.run.status import read_status
 
 # `-c` puts the current folder first on the path: what lies there is not imported
-CODE = "import sys; sys.path[:] = filter(None, sys.path); from mtrl.sweep.child import main; main()"
+CODE = (
+    "import sys; sys.path[:] = filter(None, sys.path); from mtrl.sweep.child import prepare; prepare(); "
+    "from mtrl.cli import main; sys.exit(main())"
+)
 SET_PDEATHSIG = 1  # linux/prctl.h
 MOST_LOG = 2**26  # bytes of a log that is read for its last line
 
@@ -30,16 +32,13 @@ def command(arguments: Sequence[str], nice: int, parent: int = 0) -> list[str]:
     return [sys.executable, "-c", CODE, str(parent), str(nice), "train", *arguments]
 
 
-def main() -> NoReturn:
-    """The child's side."""
+def prepare() -> None:
+    """The child's side, before it loads torch: its parent may be gone by then."""
     parent, nice = int(sys.argv.pop(1)), int(sys.argv.pop(1))
     if parent:
         end_with(parent)
     if nice:
         os.nice(nice)
-    from mtrl import cli  # loads torch: the parent may be gone before it is there
-
-    sys.exit(cli.main())
 
 
 def end_with(parent: int) -> None:

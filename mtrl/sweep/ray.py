@@ -31,6 +31,7 @@ from mtrl.sweep.child import start, verdict  # noqa: E402
 from mtrl.sweep.grid import Run  # noqa: E402
 from mtrl.sweep.local import Stop, Tries  # noqa: E402
 
+CONNECT = 10  # seconds that a cluster has to answer
 LOOK = 120  # seconds that a node has to show that it sees the run folders
 ORPHAN = 300  # seconds that a lost worker's process has to leave its run
 PAUSE = 1.0  # seconds between looks at the tasks
@@ -72,9 +73,12 @@ def connect(address: str | None) -> None:
     address = (
         address or os.environ.get("RAY_ADDRESS") or "local"
     )  # by itself ray would join any that it finds
+    host, colon, port = address.rpartition(":")
     try:
+        if colon and "://" not in address:  # ray would try for more than five minutes
+            socket.create_connection((host, int(port)), CONNECT).close()
         ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, OverflowError, RuntimeError) as error:
         raise ConfigError(f"address: no Ray cluster at {address} ({one_line(str(error))})") from None
 
 

@@ -63,12 +63,3 @@ def test_a_node_that_does_not_see_the_run_folders_trains_nothing(tmp_path):
     with pytest.raises(ConfigError, match="does not see"):
         train(job)
     assert not list(tmp_path.iterdir())
-
-
-def test_memory_is_tried_a_few_times_and_not_for_ever():
-    pytest.importorskip("ray")
-    import os
-
-    import mtrl.sweep.ray  # noqa: F401
-
-    assert os.environ["RAY_task_oom_retries"] == "3"  # noqa: SIM112
