@@ -26,7 +26,7 @@ from torch.func import vmap
 from mtrl.config import MOST_WIDTH, ActorConfig, ArchitectureConfig, ConfigError
 from mtrl.errors import PolicyError
 from mtrl.files import write_synced
-from mtrl.networks import Actor, Parameters, TaskInput, call, squashed_sample
+from mtrl.networks import Actor, Parameters, TaskInput, call, find_network, squashed_sample
 from mtrl.replay import free_memory
 
 FORMAT = "mtrl-policy-3"
@@ -165,8 +165,8 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
                     f"{path}: a safetensors file, but not a policy of mtrl (no 'mtrl' metadata)"
                 )
             return _from_parts(json.loads(text), file)
-    except PolicyError:
-        raise
+    except PolicyError as error:
+        raise PolicyError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     except (SafetensorError, OSError) as error:
         raise PolicyError(f"{path}: not a whole safetensors file ({error})") from None
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
@@ -188,6 +188,10 @@ def _from_parts(meta: dict[str, Any], file: Any) -> Policy:
         raise ValueError(f"observations of {obs_dim} and actions of {action_dim} numbers")
     task_input: TaskInput = meta["task_input"]
     architecture = ArchitectureConfig(**meta["actor"].pop("network"))
+    try:
+        find_network(str(architecture.name), "network")
+    except ConfigError as error:
+        raise PolicyError(f"the policy's {error}") from None
     try:
         with torch.device("meta"):
             actor = Actor(

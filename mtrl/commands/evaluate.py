@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from mtrl import registry
 from mtrl.config import MOST_WORKERS, ConfigError
 from mtrl.envs import Protocol, SuiteError, make_suite
 from mtrl.errors import PolicyError
@@ -29,7 +30,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=str, help="write the scores to this file, or - for standard output")
     parser.add_argument("--seed", type=int, help="draw other goals than the run's")
     parser.add_argument("--workers", type=str, default="auto", help="processes; 0 is in process")
+    parser.add_argument(
+        "--import", dest="module", type=str, help="a module of one's own that the policy's network is of"
+    )
     args = parser.parse_args(arguments)
+    if args.module is not None:
+        registry.trust(args.module)
     if args.episodes is not None and args.episodes < 1:
         raise ConfigError(f"episodes: {args.episodes} is not valid; it must be >= 1")
     if args.seed is not None and args.seed < 0:

@@ -1,0 +1,87 @@
+"""A network of one's own, from the command line: by ``module:Class`` in the current folder, and by nobody else."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs/networks.md"
+METHOD = """
+from torch import Tensor
+from mtrl.optimizers import GramianMethod
+
+class First(GramianMethod):
+    paper, formula = "mine", "the first task's gradient"
+
+    def weights(self, gramian: Tensor) -> Tensor:
+        weights = gramian.new_zeros(len(gramian))
+        weights[0] = 1
+        return weights
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The documentation's example next to an optimizer."""
+    code = re.findall(r"```python\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    assert len(code) == 1
+    assert len(code[0].splitlines()) <= 24
+    (tmp_path / "my_networks.py").write_text(code[0])
+    (tmp_path / "my_methods.py").write_text(METHOD)
+    return tmp_path
+
+
+def mtrl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; sys.path = [p for p in sys.path if p]; from mtrl.cli import main; sys.exit(main())"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=folder, env=environment, capture_output=True, text=True,
+        timeout=250,
+    )  # fmt: skip
+
+
+TRAIN = (
+    "train",
+    "--config",
+    "point",
+    "--total_steps_per_task",
+    "310",
+    "--eval_every",
+    "0",
+    "--eval_episodes",
+    "1",
+)
+
+
+@pytest.mark.parametrize("method", ["unitary", "my_methods:First"])
+def test_the_example_trains_and_its_policy_evaluates(folder, method):
+    named = ("--agent.network.name", "my_networks:Mixture", "--agent.network.options.experts", "2")
+    run = mtrl(folder, *TRAIN, *named, "--optimizer.name", method, "--run_dir", "run")
+    assert run.returncode == 0, run.stderr
+    refused = mtrl(folder, "evaluate", "run", "--episodes", "1")
+    assert refused.returncode == 2
+    assert "--import my_networks" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    evaluated = mtrl(folder, "evaluate", "run", "--episodes", "1", "--import", "my_networks")
+    assert evaluated.returncode == 0, evaluated.stderr
+
+
+def test_a_config_imports_nothing_unless_the_command_line_says_so(folder):
+    (folder / "evil.py").write_text("open('ran', 'w').close()\n")
+    (folder / "mine.yaml").write_text("base: point\nagent: {network: {name: 'evil:Net'}}\n")
+    for name in ("agent", "optimizer"):
+        if name == "optimizer":
+            (folder / "mine.yaml").write_text("base: point\noptimizer: {name: 'evil:Net'}\n")
+        refused = mtrl(folder, "train", "--config", "mine.yaml", "--run_dir", "run")
+        assert refused.returncode == 2
+        assert "--import evil" in refused.stderr
+        assert not (folder / "ran").exists()
+        assert not (folder / "run").exists()
+    allowed = mtrl(folder, "train", "--config", "mine.yaml", "--run_dir", "run", "--import", "evil")
+    assert allowed.returncode == 2
+    assert "evil has no MultiTaskOptimizer called 'Net'" in allowed.stderr
