@@ -196,6 +196,29 @@ def test_the_interval_of_the_mean_covers_it_in_95_of_100_draws(rates, episodes):
     assert 0.93 <= covered / draws <= 0.985  # 0.95 ± 0.02, and what 3000 draws leave open
 
 
+@pytest.mark.parametrize(("tasks", "episodes"), [(1, 50), (10, 50), (50, 50), (10, 10), (10, 5)])
+@pytest.mark.parametrize("kind", ["any", "ends", "learned"])
+def test_over_tasks_of_many_kinds_the_interval_covers_95_plus_minus_2_at_50_goals_and_never_less(
+    tasks, episodes, kind
+):
+    generator = np.random.default_rng(0)
+    draws = 2000
+    covered = 0
+    for _ in range(draws):
+        if kind == "learned":  # most tasks near 1, some near 0
+            up, down = generator.beta(20, 1, tasks), generator.beta(1, 20, tasks)
+            rates = np.where(generator.random(tasks) < 0.7, up, down)
+        else:
+            rates = generator.beta(*((1, 1) if kind == "any" else (0.3, 0.3)), tasks)
+        outcomes = (generator.random((tasks, episodes)) < rates[:, None]).astype(float)
+        low, high = scores_of(*outcomes).mean_success_interval()
+        covered += low <= rates.mean() <= high
+    share, noise = covered / draws, 2.5 * np.sqrt(0.95 * 0.05 / draws)
+    assert share >= 0.93 - noise
+    if episodes == 50:
+        assert share <= 0.97 + noise
+
+
 def test_one_episode_has_no_interval():
     scores = scores_of([1], [0, 1])
     assert scores.mean_success_interval() is None

@@ -13,7 +13,7 @@ from mtrl.evaluate import evaluate
 from mtrl.policy import Policy, load_policy
 from mtrl.results.tables import report_json, require_writable, scores_table, show
 from mtrl.run.folder import RunFolder
-from mtrl.settings import Parser, path_of, whole_number
+from mtrl.settings import Parser, path_of, shown, whole_number
 
 
 def main(arguments: list[str]) -> int:
@@ -38,8 +38,8 @@ def main(arguments: list[str]) -> int:
         registry.trust(args.module)
     if args.episodes is not None and args.episodes < 1:
         raise ConfigError(f"episodes: {args.episodes} is not valid; it must be >= 1")
-    if args.seed is not None and args.seed < 0:
-        raise ConfigError(f"seed: {args.seed} is not valid; it must be >= 0")
+    if args.seed is not None and not 0 <= args.seed < 2**63:
+        raise ConfigError(f"seed: {shown(args.seed)} is not valid; it must be from 0 to 2**63 - 1")
     workers = (
         args.workers if args.workers == "auto" else whole_number("workers", args.workers, 0, MOST_WORKERS)
     )
