@@ -59,7 +59,9 @@ class Parser(argparse.ArgumentParser):
         text = re.sub(r"^argument (--)?", "", message)
         text = re.sub(r"^(\w+): expected .*argument", r"\1: a value is missing", text)
         text = re.sub(
-            r"^(\w+): invalid int value: '(.*)'", r"\1: \2 is not valid; it must be a whole number", text
+            r"^(\w+): invalid int value: '(.*)'",
+            lambda found: f"{found[1]}: {shown(found[2])} is not valid; it must be a whole number",
+            text,
         )
         raise ConfigError(one_line(text))
 

@@ -246,7 +246,7 @@ def test_tuning_prefers_the_plainest_of_those_as_fast_as_the_fastest() -> None:
     ("arguments", "words"),
     [
         ("--rounds 0", "rounds: 0 is not valid; it must be >= 1"),
-        ("--rounds many", "rounds: many is not valid; it must be a whole number"),
+        ("--rounds many", "rounds: 'many' is not valid; it must be a whole number"),
         ("--threads none", "threads: 'none' is not valid; it must be from 1 to 1024, or auto"),
         ("--threads 0", "threads: '0' is not valid"),
         ("--json /nowhere/file", "json: /nowhere/file cannot be written (No such file or directory)"),
