@@ -51,6 +51,10 @@ class Group:
         """Per task its observation and action space."""
         return [(env.observation_space, env.action_space) for env in self.envs]
 
+    def modes(self) -> list[tuple[Any, float]]:
+        """Per task its render mode, and control steps per second of the world that it shows."""
+        return [(env.render_mode, float(env.metadata.get("render_fps", 30))) for env in self.envs]
+
     def reset(
         self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]
     ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
@@ -89,6 +93,14 @@ class Group:
             dones[i] = terminated or truncated
             infos.append(info)
         return np.stack(observations), rewards, dones, infos, begun
+
+    def render(self) -> list[NDArray[np.uint8]]:
+        """Per task its picture `[height, width, 3]`."""
+        pictures = []
+        for i, env in enumerate(self.envs):
+            self._at(i)
+            pictures.append(env.render())
+        return pictures
 
     def get_state(self) -> list[dict[str, Any]]:
         """Per task its state, as plain data."""

@@ -32,6 +32,7 @@ FAILED, BAD_INPUT = 1, 2
 COMMANDS = {
     "train": "train an agent: --config NAME and any setting by its dotted name",
     "evaluate": "evaluate a run's or a file's policy, per task",
+    "video": "a policy's episodes on film, a tile per task",
     "compare": "statistics and curves over several runs",
     "list": "what there is: configs, suites, tasks, optimizers",
     "bench": "time the parts of training on this machine",

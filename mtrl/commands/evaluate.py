@@ -39,27 +39,8 @@ def main(arguments: list[str]) -> int:
     require_writable(args.json)
 
     policy, status = find_policy(path_of("run", args.run), args.checkpoint)
-    try:
-        protocol = Protocol.from_dict(policy.info["protocol"])
-        seed = int(policy.info["seed"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = str(error) if isinstance(error, SuiteError) else "it tells none"
-        raise PolicyError(
-            f"{args.run}: the policy file has no protocol to evaluate it under ({reason})"
-        ) from None
-    if args.seed is not None:
-        protocol, seed = Protocol.from_dict({**protocol.to_dict(), "goal_seed": None}), args.seed
-    if sorted(policy.task_names) != sorted(protocol.task_names):
-        raise PolicyError(
-            f"{args.run}: its tasks ({', '.join(policy.task_names)}) are not those of its protocol "
-            f"({', '.join(protocol.task_names)})"
-        )
-    goals = 1 if protocol.goals == "fixed" else protocol.num_goals
-    if args.episodes is not None and args.episodes > goals:
-        raise ConfigError(
-            f"episodes: {args.episodes} is not valid; it must be <= {goals}, the goals of each task in "
-            f"{protocol.name}: the policy is deterministic, so a goal's second episode repeats the first"
-        )
+    protocol, seed = protocol_of(policy, args.run, args.seed)
+    goals = require_goals(protocol, args.episodes)
     envs = make_suite(protocol, seed=seed, workers=workers, evaluation=True)
     try:
         scores = evaluate(policy, envs, args.episodes or goals, protocol.task_names)
@@ -83,6 +64,45 @@ def main(arguments: list[str]) -> int:
     if scores.silent:
         print(f"{', '.join(scores.silent)} never told success in an episode: no success is shown")
     return 0
+
+
+def protocol_of(policy: Policy, named: str, seed: int | None = None) -> tuple[Protocol, int]:
+    """The protocol that a policy's file tells, and the seed of its goals; with ``seed``, other goals.
+
+    Raises:
+        PolicyError: it tells none, or one of other tasks.
+    """
+    try:
+        protocol = Protocol.from_dict(policy.info["protocol"])
+        own = int(policy.info["seed"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = str(error) if isinstance(error, SuiteError) else "it tells none"
+        raise PolicyError(
+            f"{named}: the policy file has no protocol to evaluate it under ({reason})"
+        ) from None
+    if seed is not None:
+        protocol = Protocol.from_dict({**protocol.to_dict(), "goal_seed": None})
+    if sorted(policy.task_names) != sorted(protocol.task_names):
+        raise PolicyError(
+            f"{named}: its tasks ({', '.join(policy.task_names)}) are not those of its protocol "
+            f"({', '.join(protocol.task_names)})"
+        )
+    return protocol, own if seed is None else seed
+
+
+def require_goals(protocol: Protocol, episodes: int | None) -> int:
+    """How many goals each task has.
+
+    Raises:
+        ConfigError: fewer than the episodes that are asked for.
+    """
+    goals = 1 if protocol.goals == "fixed" else protocol.num_goals
+    if episodes is not None and episodes > goals:
+        raise ConfigError(
+            f"episodes: {episodes} is not valid; it must be <= {goals}, the goals of each task in "
+            f"{protocol.name}: the policy is deterministic, so a goal's second episode repeats the first"
+        )
+    return goals
 
 
 def find_policy(path: Path, checkpoint: str) -> tuple[Policy, str]:
