@@ -76,8 +76,8 @@ class PointEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         distance = math.hypot(self._x - self._sign * self._goal[2], self._y - self._sign * self._goal[3])
         return self._observation(), -self._scale * distance, False, False, {"success": distance < RADIUS}
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
-        """The arena `[240, 240, 3]`, y upwards: the place that counts in green, the goal shown a ring, the point blue."""
+    def render(self) -> NDArray[np.uint8]:
+        """The arena `[240, 240, 3]`, y upwards: the point blue, the goal shown a ring, what counts green."""
         places = np.linspace(-1.05 * ARENA, 1.05 * ARENA, PICTURE)
         x, y = places[None, :], places[::-1, None]
         picture = np.full((PICTURE, PICTURE, 3), 255, np.uint8)
@@ -102,7 +102,7 @@ class PointEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         return np.array((self._x, self._y, self._goal[2], self._goal[3]), np.float32)
 
 
-POINT_TASKS: dict[str, Callable[[], PointEnv]] = {
+POINT_TASKS: dict[str, Callable[..., PointEnv]] = {
     "point-reach": PointEnv,
     "point-mirror": partial(PointEnv, matrix=(-1.0, 0.0, 0.0, -1.0), scale=10.0),
     "point-swap": partial(PointEnv, matrix=(0.0, 1.0, 1.0, 0.0), scale=0.1),

@@ -77,7 +77,7 @@ class MetaWorldTask(gym.Wrapper[NDArray[np.float64], NDArray[np.float32], Any, A
         observation, info = self.env.reset()
         return observation, info
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         """The table and the arm as they are now: `[320, 320, 3]`. Nothing of the simulation changes.
 
         Each env has a renderer of its own, which makes its context current before it draws; Gymnasium's does

@@ -204,7 +204,7 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
             info["episode"] = {"r": self._return, "l": self._steps}
         return complete, reward, terminated, truncated, info
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         """The picture `[height, width, 3]` of an env made with `render_mode="rgb_array"`."""
         picture = np.asarray(self.env.render())
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:

@@ -56,7 +56,8 @@ def film(
     shown = [(t, names[t]) for t in (position(name, names) for name in tasks or names)]
     require_kind(path)
     temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    speed = float(envs.metadata.get("render_fps", 30))
+    metadata: dict[str, Any] = envs.metadata
+    speed = float(metadata.get("render_fps", 30))
     every = max(1, round(speed / FRAMES_PER_SECOND))
     try:
         writer = make_writer(temporary, speed / every)
@@ -149,7 +150,8 @@ class Tile:
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size
         self.picture: Any = None
-        self.total, self.success = 0.0, None
+        self.total = 0.0
+        self.success: bool | None = None
         self.ended = 0
         self.fresh = True
 
@@ -171,6 +173,7 @@ class Tile:
         tile.paste(picture, ((self.size - picture.width) // 2, (self.size - picture.height) // 2))
         told = {None: "", True: "success", False: "no success"}[self.success]
         text = ImageDraw.Draw(tile)
+        text.rectangle((0, 0, self.size - 1, self.size + BAR - 1), outline=INK)
         for line, words in enumerate((self.name, f"{told}  return {self.total:.1f}".strip())):
             text.text((4, self.size + 2 + line * (BAR // 2 - 1)), words, INK, font_for(words, self.size - 8))
         return tile
@@ -199,7 +202,8 @@ def grid(tiles: Sequence[Image.Image]) -> Image.Image:
 
 def make_writer(path: Path, speed: float) -> Writer:
     """Of ``speed`` frames per second, by the path's suffix."""
-    return {".mp4": Mp4, ".gif": Gif, ".png": Png}[path.suffix](path, speed)
+    kinds: dict[str, type[Mp4 | Gif | Png]] = {".mp4": Mp4, ".gif": Gif, ".png": Png}
+    return kinds[path.suffix](path, speed)
 
 
 class Mp4:
