@@ -224,7 +224,8 @@ class Trainer:
         torch.save(self.replay_buffer.state_dict(), path)
 
     def dump_logs(self) -> None:
-        self.logger.dump(self.num_timesteps)
+        """Write what was recorded, at the suite's own unit: steps per task."""
+        self.logger.dump(self.num_timesteps // self.envs.num_envs)
 
 
 def as_callback(callback: Callback | Sequence[Callback] | None) -> BaseCallback:

@@ -242,13 +242,17 @@ class RunFolder:
 
     def note(self, key: str, value: Any) -> None:
         """Add to a list in ``meta.json``: what happened to the run after its start."""
-        try:
-            meta = dict(json.loads(read_bounded(self.meta, MOST_BYTES)))
-        except (OSError, ValueError, TypeError, RecursionError):
-            meta = {"note": "the first meta.json was lost"}
+        meta = self.described() or {"note": "the first meta.json was lost"}
         before = meta.get(key)
         meta[key] = [*(before if isinstance(before, list) else []), value]
         write_synced(self.meta, _json(meta))
+
+    def described(self) -> dict[str, Any]:
+        """What ``meta.json`` tells; nothing where it is lost."""
+        try:
+            return dict(json.loads(read_bounded(self.meta, MOST_BYTES)))
+        except (OSError, ValueError, TypeError, RecursionError):
+            return {}
 
     def restore_meta(self, now: dict[str, Any]) -> None:
         """Write what is known now where ``meta.json`` is lost or damaged: who compares runs reads it."""
@@ -311,7 +315,7 @@ class CsvWriter(KVWriter):
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
     ) -> None:
-        row = {"timesteps": step} | {
+        row = {"steps_per_task": step} | {
             k: v
             for k, v in key_values.items()
             if isinstance(v, (int, float)) and "csv" not in (key_excluded[k] or ())
