@@ -13,15 +13,15 @@ from typing import Any
 
 import yaml
 from PIL import Image
-from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard.summary import hparams
 
 from mtrl.settings import flat_items
 
 CHARTS = {
     "success": r"eval_success/.*", "return": r"eval_return/.*", "Q": r"train_q/.*", "temperature": r"train_ent_coef/.*",
 }  # fmt: skip
-METRICS = ("eval/success_rate", "eval/mean_reward")
 MACHINE = ("run_dir", "device", "threads", "workers", "agent.kernels", "agent.precision")
 """Settings of the place where a run is made, in no table of what it is."""
 
@@ -44,13 +44,13 @@ def introduce(logger: Logger, settings: str, defaults: str, meta: Mapping[str, A
     for output in logger.output_formats:
         if isinstance(output, TensorBoardOutputFormat) and output.writer is not None:
             output.writer.add_text("run", f"| setting | value |\n|---|---|\n{rows}", 0)
+            # Without the first of the three, TensorBoard looks at all runs and puts the columns that differ first.
+            _, *session = hparams(columns(settings, defaults, meta), {})  # type: ignore[no-untyped-call]
+            for summary in session:
+                output.writer.file_writer.add_summary(summary, 0)  # type: ignore[attr-defined]
             output.writer.add_custom_scalars(
                 {"by task": {title: ["Multiline", [tags]] for title, tags in CHARTS.items()}}
             )
-    logger.record(
-        "hparams", HParam(columns(settings, defaults, meta), dict.fromkeys(METRICS, 0.0)), exclude=("csv",)
-    )
-    logger.dump(0)
 
 
 def differences(settings: str, defaults: str) -> dict[str, Any]:
