@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs.layers import full_name, layers
+from mtrl.envs import layers
+from mtrl.envs.layers import full_name
 from mtrl.envs.protocol import SuiteError
 from mtrl.envs.wrappers import TaskEnv, TaskSpec
 
@@ -102,6 +103,10 @@ class Group:
             pictures.append(env.render())
         return pictures
 
+    def savable(self) -> list[bool]:
+        """Per task whether an episode of it can be saved."""
+        return [layers.find(env.env, "get_state", "set_state") is not None for env in self.envs]
+
     def get_state(self) -> list[dict[str, Any]]:
         """Per task its state, as plain data."""
         return [env.get_state() for env in self.envs]
@@ -132,7 +137,11 @@ class Group:
         A name, because a worker that unpickled Stable-Baselines3's own class would import torch with it.
         """
         return [
-            any(wrapper == full_name(kind) for layer in layers(self.envs[i]) for kind in type(layer).__mro__)
+            any(
+                wrapper == full_name(kind)
+                for layer in layers.layers(self.envs[i])
+                for kind in type(layer).__mro__
+            )
             for i in positions
         ]
 

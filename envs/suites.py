@@ -11,7 +11,16 @@ import gymnasium as gym
 
 from mtrl.envs import process, screen
 from mtrl.envs.point import POINT_TASKS
-from mtrl.envs.protocol import MOST_SEED, MOST_STEPS, Protocol, SuiteError, shown, whole
+from mtrl.envs.protocol import (
+    MOST_SEED,
+    MOST_STEPS,
+    Protocol,
+    SuiteError,
+    is_own,
+    own_makers,
+    shown,
+    whole,
+)  # fmt: skip
 from mtrl.envs.wrappers import TaskSpec
 
 if TYPE_CHECKING:
@@ -62,7 +71,10 @@ def make_suite(
         if horizon is not None:
             raise SuiteError("horizon: it is the protocol's; the argument is for a mapping of one's own envs")
         named, settings = protocol, protocol
-        makers = {name: _maker(name, protocol, render_mode) for name in protocol.task_names}
+        if is_own(protocol.suite):
+            makers = own_makers(protocol.suite, render_mode)
+        else:
+            makers = {name: _maker(name, protocol, render_mode) for name in protocol.task_names}
         steps: int | None = protocol.horizon
     else:
         if not isinstance(protocol, Mapping):

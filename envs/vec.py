@@ -121,6 +121,11 @@ class SuiteVecEnv(VecEnv):
             )
         return self._flat(self._ask("render"))
 
+    @property
+    def savable(self) -> bool:
+        """Whether every task's env, or a wrapper around it, has `get_state` and `set_state`."""
+        return all(self._flat(self._ask("savable")))
+
     def get_state(self) -> list[dict[str, Any]]:
         """Per task all that an episode changes, as plain data, from which `set_state` goes on bit for bit."""
         return self._flat(self._ask("get_state"))

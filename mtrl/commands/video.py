@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from mtrl.commands.evaluate import find_policy, protocol_of, require_goals
 from mtrl.config import ConfigError
-from mtrl.envs import make_suite
+from mtrl.envs import Protocol, make_suite
+from mtrl.evaluate import Scores
+from mtrl.policy import Policy
 from mtrl.results.tables import scores_table, show
 from mtrl.results.video import TILE, film, position, require_kind
 from mtrl.settings import Parser, path_of
@@ -23,6 +28,9 @@ def main(arguments: list[str]) -> int:
         "--checkpoint", choices=["best", "last"], default="last", help="which policy of a run"
     )
     parser.add_argument("--seed", type=int, help="draw other goals than the run's")
+    parser.add_argument(
+        "--suite", type=str, help="my_module:make_tasks, where the file of a policy names it: its code is run"
+    )
     args = parser.parse_args(arguments)
     for key, value, low, high in (
         ("episodes", args.episodes, 1, 100), ("tile", args.tile, 64, 1024), ("seed", args.seed or 0, 0, 2**63 - 1),
@@ -33,16 +41,24 @@ def main(arguments: list[str]) -> int:
     place = path_of("run", args.run)
     beside = (place if place.is_dir() else place.parent) / "video.mp4"
     out = path_of("out", args.out) if args.out else beside
-    policy, _ = find_policy(place, args.checkpoint)
+    found = find_policy(place, args.checkpoint)
+    protocol, seed = protocol_of(found, args.seed, args.suite)
+    scores = shoot(found.policy, protocol, seed, out, args.episodes, args.task, args.tile)
+    show(scores_table(scores, f"what {out} shows"))
+    return 0
+
+
+def shoot(
+    policy: Policy, protocol: Protocol, seed: int, out: Path,
+    episodes: int = 1, tasks: Sequence[str] | None = None, tile: int = TILE,
+) -> Scores:  # fmt: skip
+    """Film the first episodes of an evaluation; see :func:`mtrl.results.video.film`."""
     require_kind(out)
-    protocol, seed = protocol_of(policy, args.run, args.seed)
-    require_goals(protocol, args.episodes)
-    for name in args.task or ():
+    require_goals(protocol, episodes)
+    for name in tasks or ():
         position(name, protocol.task_names)
     envs = make_suite(protocol, seed=seed, evaluation=True, render_mode="rgb_array")
     try:
-        scores = film(policy, envs, out, episodes=args.episodes, tasks=args.task, tile=args.tile)
+        return film(policy, envs, out, episodes=episodes, tasks=tasks, tile=tile)
     finally:
         envs.close()
-    show(scores_table(scores, f"what {out} shows"))
-    return 0

@@ -30,11 +30,9 @@ import io
 import json
 import os
 import platform
-import shlex
 import socket
 import stat
 import subprocess
-import sys
 import time
 import types
 from collections.abc import Iterator
@@ -390,11 +388,11 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def describe_run(protocol: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def describe_run(protocol: dict[str, Any], device: torch.device, command: str) -> dict[str, Any]:
     """What ``meta.json`` tells: where the code, the machine and the command stood."""
     return {
         "format": FORMAT,
-        "command": shlex.join(["mtrl", *sys.argv[1:]]),
+        "command": command,
         "protocol": protocol,
         "commit": _commit(),
         "versions": versions(),

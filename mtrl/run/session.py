@@ -94,6 +94,11 @@ class Session:
                 f"{self.trainer.agent.device}, {torch.get_num_threads()} thread(s), "
                 f"replay up to {replay:.2f} GB -> {run.path}"
             )
+            if not self.envs.savable:
+                report(
+                    "note: these envs have no get_state and set_state, so a run that goes on begins new episodes: "
+                    "it is not the same bit for bit"
+                )
             while not self._learn():
                 self._restore([])
             return self._finish()
@@ -156,7 +161,7 @@ class Session:
                 output.writer.flush()
         state = {
             "trainer": self.trainer.state_dict(),
-            "evaluation_envs": self.envs.get_state(),
+            "evaluation_envs": self.envs.get_state() if self.envs.savable else None,
             "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
             "generators": generators_state(),
             "positions": self.run.positions(),
@@ -189,7 +194,7 @@ class Session:
             report(f"going on from step {step} per task")
         if state is not None or changes:
             protocol = {**self.protocol.to_dict(), "name": self.protocol.name}
-            here = describe_run(protocol, self.trainer.agent.device)
+            here = describe_run(protocol, self.trainer.agent.device, self.request.command)
             run.restore_meta(here)
             run.note("resumed", {"steps_per_task": step, "changes": changes, **here})
         if changes:
@@ -198,7 +203,8 @@ class Session:
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.trainer.load_state_dict(state["trainer"])
-        self.envs.set_state(with_arrays(state["evaluation_envs"]))
+        if state["evaluation_envs"] is not None:  # else every evaluation resets them anyway
+            self.envs.set_state(with_arrays(state["evaluation_envs"]))
         for name, callback in self.callbacks.items():
             if name in state["callbacks"]:  # the progress bar comes and goes with the terminal
                 callback.load_state_dict(state["callbacks"][name])
