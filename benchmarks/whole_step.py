@@ -60,7 +60,7 @@ def milliseconds(tree: Path, run: Path, config: str, steps: int) -> float:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     with (run / "progress.csv").open(newline="") as file:
         rows = [
-            (int(row["timesteps"]), float(row["time/seconds"]))
+            (int(row.get("timesteps") or row["steps_per_task"]), float(row["time/seconds"]))
             for row in csv.DictReader(file)
             if row["time/fps"]
         ]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtrl.envs.layers import full_name, layers
+from mtrl.envs import layers
+from mtrl.envs.layers import full_name
 from mtrl.envs.protocol import SuiteError
 from mtrl.envs.wrappers import TaskEnv, TaskSpec
 
@@ -51,6 +52,10 @@ class Group:
         """Per task its observation and action space."""
         return [(env.observation_space, env.action_space) for env in self.envs]
 
+    def modes(self) -> list[tuple[Any, float]]:
+        """Per task its render mode, and control steps per second of the world that it shows."""
+        return [(env.render_mode, float(env.metadata.get("render_fps", 30))) for env in self.envs]
+
     def reset(
         self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]
     ) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
@@ -90,6 +95,18 @@ class Group:
             infos.append(info)
         return np.stack(observations), rewards, dones, infos, begun
 
+    def render(self) -> list[NDArray[np.uint8]]:
+        """Per task its picture `[height, width, 3]`."""
+        pictures = []
+        for i, env in enumerate(self.envs):
+            self._at(i)
+            pictures.append(env.render())
+        return pictures
+
+    def savable(self) -> list[bool]:
+        """Per task whether an episode of it can be saved."""
+        return [layers.find(env.env, "get_state", "set_state") is not None for env in self.envs]
+
     def get_state(self) -> list[dict[str, Any]]:
         """Per task its state, as plain data."""
         return [env.get_state() for env in self.envs]
@@ -120,7 +137,11 @@ class Group:
         A name, because a worker that unpickled Stable-Baselines3's own class would import torch with it.
         """
         return [
-            any(wrapper == full_name(kind) for layer in layers(self.envs[i]) for kind in type(layer).__mro__)
+            any(
+                wrapper == full_name(kind)
+                for layer in layers.layers(self.envs[i])
+                for kind in type(layer).__mro__
+            )
             for i in positions
         ]
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 STEP = 0.1
 RADIUS = 0.1
 ARENA = 1.0
+PICTURE = 240
 
 
 class PointEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
@@ -31,12 +32,16 @@ class PointEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     A goal is `[4]`: where the point starts and the goal that is shown.
     """
 
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
     def __init__(
         self,
         matrix: tuple[float, float, float, float] = (1.0, 0.0, 0.0, 1.0),
         sign: float = 1.0,
         scale: float = 1.0,
+        render_mode: str | None = None,
     ) -> None:
+        self.render_mode = render_mode
         self.observation_space = gym.spaces.Box(-ARENA, ARENA, (4,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self._matrix = tuple(STEP * entry for entry in matrix)
@@ -71,6 +76,18 @@ class PointEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         distance = math.hypot(self._x - self._sign * self._goal[2], self._y - self._sign * self._goal[3])
         return self._observation(), -self._scale * distance, False, False, {"success": distance < RADIUS}
 
+    def render(self) -> NDArray[np.uint8]:
+        """The arena `[240, 240, 3]`, y upwards: the point blue, the goal shown a ring, what counts green."""
+        places = np.linspace(-1.05 * ARENA, 1.05 * ARENA, PICTURE)
+        x, y = places[None, :], places[::-1, None]
+        picture = np.full((PICTURE, PICTURE, 3), 255, np.uint8)
+        shown = np.hypot(x - self._goal[2], y - self._goal[3])
+        true = np.hypot(x - self._sign * self._goal[2], y - self._sign * self._goal[3])
+        picture[true < RADIUS] = (150, 210, 150)
+        picture[abs(shown - RADIUS) < 0.015] = (90, 90, 90)
+        picture[np.hypot(x - self._x, y - self._y) < 0.04] = (30, 80, 200)
+        return picture
+
     def get_state(self) -> dict[str, Any]:
         """Everything that an episode changes."""
         return {"goal": list(self._goal), "x": self._x, "y": self._y}
@@ -85,7 +102,7 @@ class PointEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         return np.array((self._x, self._y, self._goal[2], self._goal[3]), np.float32)
 
 
-POINT_TASKS: dict[str, Callable[[], PointEnv]] = {
+POINT_TASKS: dict[str, Callable[..., PointEnv]] = {
     "point-reach": PointEnv,
     "point-mirror": partial(PointEnv, matrix=(-1.0, 0.0, 0.0, -1.0), scale=10.0),
     "point-swap": partial(PointEnv, matrix=(0.0, 1.0, 1.0, 0.0), scale=0.1),

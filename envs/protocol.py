@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
+import inspect
 import operator
+import os
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any, Literal
 
@@ -89,7 +93,8 @@ class Protocol:
     """
 
     suite: str = "mt10"
-    """mt10, mt25, mt50, point, one task's name, or custom (then `tasks` lists names)."""
+    """mt10, mt25, mt50, point, one task's name, custom (then `tasks` lists names), or `module:function` (one's own).
+    """
     tasks: tuple[str, ...] | None = None
     """Task names in order, for suite custom only; Meta-World's `-v3` may be left out."""
     reward: Literal["v1", "v2"] = "v2"
@@ -124,13 +129,19 @@ class Protocol:
             self._set("tasks", tasks)
         elif self.tasks is not None:
             raise SuiteError(f"tasks: only suite custom takes a list, and suite is {self.suite!r}")
+        elif is_own(self.suite):
+            own_makers(self.suite)
         elif self.suite not in SUITES:
             self._set("suite", _task("suite", self.suite))
-        simulated = self.suite in METAWORLD_SUITES or any(name not in POINT_TASKS for name in self.task_names)
+        simulated = self.suite in METAWORLD_SUITES or (
+            not is_own(self.suite) and any(name not in POINT_TASKS for name in self.task_names)
+        )
         longest = METAWORLD_HORIZON if simulated else MOST_STEPS
         self._set("horizon", whole("horizon", self.horizon, 1, longest))
         if self.reward == "v1" and not simulated:
-            raise SuiteError("reward: 'v1' is Meta-World's; the point tasks have one reward, under 'v2'")
+            raise SuiteError(
+                f"reward: 'v1' is Meta-World's; the tasks of {self.suite!r} have one reward, under 'v2'"
+            )
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the class is frozen for everyone else
@@ -148,6 +159,8 @@ class Protocol:
         """The tasks in order, in full (`reach-v3`)."""
         if self.tasks is not None:
             return self.tasks
+        if is_own(self.suite):
+            return tuple(own_makers(self.suite))
         return SUITES.get(self.suite, (self.suite,))
 
     @property
@@ -175,6 +188,86 @@ class Protocol:
         return cls(**values)
 
 
+_FUNCTIONS: dict[str, Callable[..., Any]] = {}
+"""Functions that make suites, by `module:function`."""
+
+
+def is_own(suite: str) -> bool:
+    """Whether a suite's name is that of a function, `module:function`."""
+    return ":" in suite
+
+
+def name_own(function: Callable[..., Any]) -> str:
+    """The name `module:function` by which a suite's function is found again, from now on here too.
+
+    What a script defines is named after the script's file, which another process imports from the same folder.
+    Raises `SuiteError` for a function that no other process could import: of a notebook's cell, or inside another.
+    """
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<")
+    if module == "__main__":
+        file = getattr(sys.modules["__main__"], "__file__", None)
+        module = os.path.splitext(os.path.basename(file))[0] if file else None
+    if not callable(function) or module is None or "<" in name:
+        raise SuiteError(
+            f"suite: {shown(function)} is not a function at the top of a module, where other processes find it"
+        )
+    suite = f"{module}:{name}"
+    _FUNCTIONS[suite] = function
+    return suite
+
+
+def own_makers(suite: str, render_mode: str | None = None) -> dict[str, Callable[[], Any]]:
+    """Task name -> function that makes an env, as the function `module:function` returns them.
+
+    The module is imported: from the path of Python, at last from the current folder. The function takes nothing,
+    or `render_mode`. Raises `SuiteError` when there is none, or it returns anything else.
+    """
+    function = _FUNCTIONS.get(suite) or _found(suite)
+    try:
+        takes = "render_mode" in inspect.signature(function).parameters
+        made = function(render_mode=render_mode) if takes else function()
+    except Exception as error:
+        raise SuiteError(f"suite: {suite!r} raised {type(error).__name__}: {shown(str(error))}") from None
+    if not isinstance(made, Mapping) or not made:
+        raise SuiteError(
+            f"suite: {suite!r} returned {shown(made)}, not a mapping of task names to env makers"
+        )
+    for name in made:
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise SuiteError(
+                f"suite: {suite!r} has the task name {shown(name)}, which is not a printable text"
+            )
+    return {str(name): make for name, make in made.items()}
+
+
+def _found(suite: str) -> Callable[..., Any]:
+    module, _, name = suite.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        raise SuiteError(f"suite: {suite!r} is not the name of a function, such as my_tasks:make_tasks")
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)  # last: nothing in it hides a library
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            raise SuiteError(
+                f"suite: {suite!r}: there is no module {module!r} in {folder} or on Python's path"
+            ) from None
+        raise SuiteError(f"suite: {suite!r}: {error}") from None
+    except AttributeError:
+        raise SuiteError(f"suite: {suite!r}: the module {module!r} has no {name!r}") from None
+    except Exception as error:
+        raise SuiteError(
+            f"suite: {suite!r} cannot be imported ({type(error).__name__}: {shown(str(error))})"
+        ) from None
+    if not callable(found):
+        raise SuiteError(f"suite: {suite!r} is {shown(found)}, not a function")
+    _FUNCTIONS[suite] = found
+    return found  # type: ignore[no-any-return]
+
+
 def preset_fields(preset: object) -> Mapping[str, Any]:
     """What a preset sets. Raises `SuiteError` when there is none of that name, with the nearest."""
     if not isinstance(preset, str) or preset not in PRESETS:
@@ -197,7 +290,7 @@ def _task(key: str, name: object) -> str:
     valid = [*known, *POINT_TASKS]
     if key == "suite":
         valid += [*SUITES, "custom"]
-        expected = f"a suite ({', '.join((*SUITES, 'custom'))}) or a task"
+        expected = f"a suite ({', '.join((*SUITES, 'custom'))}), a task or a module:function of yours"
     else:
         expected = "a task"
     raise SuiteError(f"{key}: {name!r} is not {expected}{_nearest(str(name), valid)}")

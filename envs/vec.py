@@ -5,7 +5,7 @@ The only module of the package that imports Stable-Baselines3, and with it torch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,7 +35,13 @@ class SuiteVecEnv(VecEnv):
     """
 
     def __init__(
-        self, specs: Sequence[TaskSpec], *, protocol: Protocol | None, workers: int, step_timeout: float
+        self,
+        specs: Sequence[TaskSpec],
+        *,
+        protocol: Protocol | None,
+        workers: int,
+        step_timeout: float,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.task_names = tuple(spec.name for spec in specs)
         self.task_dim = len(specs)
@@ -45,7 +51,7 @@ class SuiteVecEnv(VecEnv):
         self._rows: list[list[int]] = []
         self._closed = False
         try:
-            remote = partial(RemoteGroup, timeout=step_timeout)
+            remote = partial(RemoteGroup, timeout=step_timeout, variables=variables)
             kind: Callable[[Sequence[TaskSpec]], Group | RemoteGroup] = remote if workers else Group
             for rows in np.array_split(np.arange(len(specs)), min(max(workers, 1), len(specs))):
                 self._groups.append(kind([specs[t] for t in rows]))
@@ -54,7 +60,10 @@ class SuiteVecEnv(VecEnv):
             _require_equal(self.task_names, spaces, self.task_dim)
             low = np.min([observations.low for observations, _ in spaces], axis=0)
             high = np.max([observations.high for observations, _ in spaces], axis=0)
+            modes = self._flat(self._ask("modes"))
+            _require_one_mode(self.task_names, [mode for mode, _ in modes])
             super().__init__(len(specs), gym.spaces.Box(low, high, dtype=np.float32), spaces[0][1])
+            self.metadata["render_fps"] = modes[0][1]
             self.observation_dim = len(low) - self.task_dim
             self.action_dim = spaces[0][1].shape[0]
         except BaseException:
@@ -100,6 +109,22 @@ class SuiteVecEnv(VecEnv):
             np.concatenate([dones for _, _, dones, *_ in stepped]),
             self._flat([infos for _, _, _, infos, _ in stepped]),
         )
+
+    def get_images(self) -> list[NDArray[np.uint8]]:
+        """Per task its picture `[height, width, 3]`, as it is now.
+
+        Raises `SuiteError` when the suite was not made with `render_mode="rgb_array"`.
+        """
+        if self.render_mode != "rgb_array":
+            raise SuiteError(
+                f"render_mode: {self.render_mode!r} gives no pictures; make the suite with 'rgb_array'"
+            )
+        return self._flat(self._ask("render"))
+
+    @property
+    def savable(self) -> bool:
+        """Whether every task's env, or a wrapper around it, has `get_state` and `set_state`."""
+        return all(self._flat(self._ask("savable")))
 
     def get_state(self) -> list[dict[str, Any]]:
         """Per task all that an episode changes, as plain data, from which `set_state` goes on bit for bit."""
@@ -192,3 +217,12 @@ def _require_equal(names: Sequence[str], spaces: Sequence[tuple[Any, Any]], num_
                     f"task {name}: its {kind}s have {size} numbers, those of task {names[0]} {sizes[0]}; "
                     "the tasks of a suite need equal ones"
                 )
+
+
+def _require_one_mode(names: Sequence[str], modes: Sequence[str | None]) -> None:
+    for name, mode in zip(names, modes, strict=True):
+        if mode != modes[0]:
+            raise SuiteError(
+                f"task {name}: its env has render_mode {mode!r}, that of task {names[0]} {modes[0]!r}; "
+                "the tasks of a suite need the same"
+            )

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -40,16 +40,20 @@ class RemoteGroup:
     """A `Group` in a worker process of its own, with one thread.
 
     timeout: seconds that an answer may take; then the process is ended.
+    variables: of its environment, beside the caller's.
 
     Raises `WorkerDiedError` from `receive`, naming the tasks when the process has died, and the one whose turn it
     was when it gave no answer in time.
     """
 
-    def __init__(self, specs: Sequence[TaskSpec], timeout: float) -> None:
+    def __init__(
+        self, specs: Sequence[TaskSpec], timeout: float, variables: Mapping[str, str] | None = None
+    ) -> None:
         self.task_names = tuple(spec.name for spec in specs)
         # Functions that are defined in the caller's main module or in a function need more than pickle.
         self._specs: bytes = cloudpickle.dumps(list(specs))
         self._timeout = timeout
+        self._variables = dict(variables or {})
         with tempfile.TemporaryFile() as file:
             file.truncate(mmap.PAGESIZE)
             self._turn_file = os.dup(file.fileno())
@@ -68,7 +72,7 @@ class RemoteGroup:
             process.command(f"from mtrl.envs.worker import main; main({arguments})"),
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno(), self._turn_file],
-            env={**process.environment(), **dict.fromkeys(_THREADS, "1")},
+            env={**process.environment(), **dict.fromkeys(_THREADS, "1"), **self._variables},
             # Ctrl-C is the parent's to answer: it still needs its workers to save the run.
             start_new_session=True,
         )

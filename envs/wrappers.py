@@ -204,6 +204,14 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
             info["episode"] = {"r": self._return, "l": self._steps}
         return complete, reward, terminated, truncated, info
 
+    def render(self) -> NDArray[np.uint8]:
+        """The picture `[height, width, 3]` of an env made with `render_mode="rgb_array"`."""
+        picture = np.asarray(self.env.render())
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            kind = f"of shape {picture.shape} and type {picture.dtype}"
+            raise self._refusal("the picture", picture, "[height, width, 3] of type uint8", kind)
+        return picture
+
     def close(self) -> None:
         """Close the env, which may then be given to another suite."""
         if _IN_USE.get(id(self.env.unwrapped)) is self:

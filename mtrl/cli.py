@@ -31,6 +31,7 @@ COMMANDS = {
     "train": "train an agent: --config NAME and any setting by its dotted name",
     "sweep": "run an experiment: arms and seeds as a file",
     "evaluate": "evaluate a run's or a file's policy, per task",
+    "video": "a policy's episodes on film, a tile per task",
     "compare": "statistics and curves over several runs",
     "claims": "which sentences the data support, contradict or leave open",
     "export": "runs as one table: what is committed and compared later",

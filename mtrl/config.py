@@ -382,6 +382,8 @@ class TrainConfig:
         eval_every: steps per task between evaluations; 0 is at the end only.
         eval_episodes: per task and evaluation during training, at most one per goal of the protocol;
             ``mtrl evaluate`` takes every goal.
+        video_every: steps per task between films of one episode of every task, as a GIF in ``videos/`` and among
+            TensorBoard's images; 0 is never.
         log_every: steps per task between rows of the log.
         checkpoint_every: minutes between checkpoints, fractions allowed; 0 is only at the end.
         diagnostics_every: updates between measurements of how the tasks' gradients conflict; 0 is never.
@@ -399,6 +401,7 @@ class TrainConfig:
     updates_per_step: int = 1
     eval_every: int = 15_000
     eval_episodes: int = 10
+    video_every: int = 0
     log_every: int = 500
     checkpoint_every: float = 10.0
     diagnostics_every: int = 500
@@ -410,7 +413,8 @@ class TrainConfig:
         _check_fields(self)
         for key, low in {
             "seed": 0, "total_steps_per_task": 1, "warmup_steps": 1, "warmup_updates": 0, "updates_per_step": 1,
-            "eval_every": 0, "eval_episodes": 1, "log_every": 1, "checkpoint_every": 0, "diagnostics_every": 0,
+            "eval_every": 0, "eval_episodes": 1, "video_every": 0,
+            "log_every": 1, "checkpoint_every": 0, "diagnostics_every": 0,
         }.items():  # fmt: skip
             _check(getattr(self, key) >= low, key, getattr(self, key), f">= {low}")
             _check(

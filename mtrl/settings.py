@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import os
 import re
+import shlex
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -435,6 +436,7 @@ class Request:
 
     Attributes:
         text: the resolved config as YAML, which asks for the same run again.
+        command: the command line that it came from.
         resume: the run to go on with, if ``--resume`` named one.
         allow_changes: whether an unfinished run may go on with other settings.
         print_config: whether to print the text instead.
@@ -443,6 +445,7 @@ class Request:
     config: TrainConfig
     protocol: Protocol
     text: str
+    command: str
     resume: Path | None = None
     allow_changes: bool = False
     print_config: bool = False
@@ -508,7 +511,8 @@ def parse_train(arguments: Sequence[str]) -> Request:
     text = yaml.safe_dump(
         plain({**dataclasses.asdict(config), "protocol": protocol.to_dict()}), sort_keys=False
     )
-    return Request(config, protocol, text, resume, **flags)
+    command = shlex.join(["mtrl", "train", *arguments])
+    return Request(config, protocol, text, command, resume, **flags)
 
 
 def _missing(key: str) -> NoReturn:

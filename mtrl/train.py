@@ -18,6 +18,7 @@ from mtrl.config import ConfigError, whole
 from mtrl.conflict import Conflict
 from mtrl.evaluate import listed, names_of
 from mtrl.replay import TaskReplay
+from mtrl.run.callbacks import LogCallback
 from mtrl.run.checkpoint import with_arrays
 from mtrl.sac import MTSAC
 
@@ -31,7 +32,7 @@ class Trainer:
 
     Args:
         agent, envs, replay: one environment per task, observations ending with the task's one-hot.
-        logger: where callbacks record; None is silent.
+        logger: where training is recorded every ``log_every`` steps per task, and callbacks record; None is silent.
         batch_size: rows per task in an update; with uniform sampling their mean.
         warmup_steps: vector steps of random actions before the first update.
         warmup_updates: updates made at once behind them, before the policy acts.
@@ -46,10 +47,11 @@ class Trainer:
     def __init__(
         self, agent: MTSAC, envs: VecEnv, replay: TaskReplay, *, logger: Logger | None = None,
         batch_size: float = 64, warmup_steps: int = 1000, updates_per_step: int = 1, diagnostics_every: int = 0,
-        warmup_updates: int = 0,
+        warmup_updates: int = 0, log_every: int = 500,
     ) -> None:  # fmt: skip
         self.agent, self.envs, self.replay_buffer = agent, envs, replay
         self.logger = logger or Logger(None, [])
+        self.own_log = LogCallback(whole("log_every", log_every, 1)) if logger is not None else None
         self._require_fit()
         replay.require_rows(batch_size)
         self.batch_size = batch_size
@@ -108,6 +110,8 @@ class Trainer:
         """
         total_timesteps = whole("total_timesteps", total_timesteps, 0)
         callback = as_callback(callback)
+        if self.own_log is not None:
+            callback = CallbackList([callback, self.own_log])
         callback.init_callback(self)  # type: ignore[arg-type]
         if self.observations is None:
             self.observations = self.envs.reset()  # type: ignore[assignment]
@@ -187,15 +191,18 @@ class Trainer:
         return {
             "num_timesteps": self.num_timesteps, "num_updates": self.num_updates,
             "seconds": dict(self.seconds), "observations": self.observations, "metrics": metrics,
-            "agent": self.agent.state_dict(), "envs": self.envs.get_state(),  # type: ignore[attr-defined]
+            "agent": self.agent.state_dict(),
+            # envs that cannot be saved begin new episodes when a run goes on
+            "envs": self.envs.get_state() if self.envs.savable else None,  # type: ignore[attr-defined]
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a loaded checkpoint's :meth:`state_dict`."""
-        self.envs.set_state(with_arrays(state["envs"]))  # type: ignore[attr-defined]  # first: it knows its tasks
+        if state["envs"] is not None:  # first: it knows its tasks
+            self.envs.set_state(with_arrays(state["envs"]))  # type: ignore[attr-defined]
         self.num_timesteps, self.num_updates = state["num_timesteps"], state["num_updates"]
         self.seconds = state["seconds"]
-        self.observations = state["observations"].numpy()
+        self.observations = None if state["envs"] is None else state["observations"].numpy()
         self.metrics = {k: Conflict(*v) if isinstance(v, list) else v for k, v in state["metrics"].items()}
         self.agent.load_state_dict(state["agent"])
 
@@ -224,7 +231,8 @@ class Trainer:
         torch.save(self.replay_buffer.state_dict(), path)
 
     def dump_logs(self) -> None:
-        self.logger.dump(self.num_timesteps)
+        """Write what was recorded, at the suite's own unit: steps per task."""
+        self.logger.dump(self.num_timesteps // self.envs.num_envs)
 
 
 def as_callback(callback: Callback | Sequence[Callback] | None) -> BaseCallback:

@@ -35,7 +35,7 @@ LAYERS = [
     {"mtrl.sac"},
     {"edge"},
     {"mtrl.train"},
-    {"mtrl.run.session", "mtrl.cli", "mtrl.commands"},
+    {"mtrl.run.session", "mtrl.cli", "mtrl.commands", "mtrl.api"},
 ]
 EDGE = 3
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mtrl.bench.peak import find_peak
-from mtrl.envs import process
+from mtrl.envs.screen import drawing
 from mtrl.machine import bf16_is_fast, choose_kernels, choose_precision, choose_threads
 from mtrl.replay import free_memory
 from mtrl.results.tables import make_console
@@ -56,7 +55,7 @@ def main(arguments: list[str]) -> int:
         (
             "rendering",
             render,
-            "only videos need it: MUJOCO_GL=egl with a GPU, MUJOCO_GL=osmesa with libosmesa6",
+            "only videos need it; nothing has to be set: what works is found",
             False,
         ),
         ("runs/", write_runs, "start mtrl in a folder that you may write to, or give --run_dir", True),
@@ -93,25 +92,10 @@ def step_metaworld() -> str:
     return f"reach-v3 built, reset and stepped in {seconds:.1f} s, observations {observations.shape}"
 
 
-RENDER = """
-import mujoco
-model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
-with mujoco.Renderer(model, 32, 32) as renderer:
-    renderer.update_scene(mujoco.MjData(model))
-    print(renderer.render().shape)
-"""
-
-
 def render() -> str:
-    """In a process of its own: a missing OpenGL prints, and can take the process with it."""
-    with process.safe_path():
-        done = subprocess.run(
-            process.command(f"exec({RENDER!r})"),
-            env=process.environment(), capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-    if done.returncode != 0:
-        raise RuntimeError("no OpenGL context could be made")
-    return f"backend {os.environ.get('MUJOCO_GL', 'default')}, image {done.stdout.strip()}"
+    return (
+        f"videos are drawn with {', '.join(f'{k}={v}' for k, v in drawing().items()) or 'the system OpenGL'}"
+    )
 
 
 def write_runs() -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from mtrl import registry
 from mtrl.config import MOST_WORKERS, ConfigError
-from mtrl.envs import Protocol, SuiteError, make_suite
+from mtrl.envs import Protocol, SuiteError, is_own, make_suite
 from mtrl.errors import PolicyError
-from mtrl.evaluate import evaluate
+from mtrl.evaluate import Scores, evaluate
 from mtrl.policy import Policy, load_policy
 from mtrl.results.tables import report_json, require_writable, scores_table, show
 from mtrl.run.folder import RunFolder
@@ -29,6 +31,9 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", type=str, help="write the scores to this file, or - for standard output")
     parser.add_argument("--seed", type=int, help="draw other goals than the run's")
+    parser.add_argument(
+        "--suite", type=str, help="my_module:make_tasks, where the file of a policy names it: its code is run"
+    )
     parser.add_argument("--workers", type=str, default="auto", help="processes; 0 is in process")
     parser.add_argument(
         "--import", dest="module", type=str, help="a module of one's own that the policy's network is of"
@@ -45,62 +50,128 @@ def main(arguments: list[str]) -> int:
     )
     require_writable(args.json)
 
-    policy, status = find_policy(path_of("run", args.run), args.checkpoint)
-    try:
-        protocol = Protocol.from_dict(policy.info["protocol"])
-        seed = int(policy.info["seed"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = str(error) if isinstance(error, SuiteError) else "it tells none"
-        raise PolicyError(
-            f"{args.run}: the policy file has no protocol to evaluate it under ({reason})"
-        ) from None
-    if args.seed is not None:
-        protocol, seed = Protocol.from_dict({**protocol.to_dict(), "goal_seed": None}), args.seed
-    if sorted(policy.task_names) != sorted(protocol.task_names):
-        raise PolicyError(
-            f"{args.run}: its tasks ({', '.join(policy.task_names)}) are not those of its protocol "
-            f"({', '.join(protocol.task_names)})"
-        )
-    goals = 1 if protocol.goals == "fixed" else protocol.num_goals
-    if args.episodes is not None and args.episodes > goals:
-        raise ConfigError(
-            f"episodes: {args.episodes} is not valid; it must be <= {goals}, the goals of each task in "
-            f"{protocol.name}: the policy is deterministic, so a goal's second episode repeats the first"
-        )
-    envs = make_suite(protocol, seed=seed, workers=workers, evaluation=True)
-    try:
-        scores = evaluate(policy, envs, args.episodes or goals, protocol.task_names)
-    finally:
-        envs.close()
-
-    goal_seed = seed if protocol.goal_seed is None else protocol.goal_seed
-    described = {**protocol.to_dict(), "name": protocol.name, "goal_seed": goal_seed}
-    steps = policy.info.get("steps_per_task")  # files of before it was written have none
-    result = {
-        "protocol": described, "checkpoint": args.checkpoint, "run_status": status, "steps_per_task": steps,
-        **scores.to_dict(),
-    }  # fmt: skip
+    found = find_policy(path_of("run", args.run), args.checkpoint)
+    protocol, seed = protocol_of(found, args.seed, args.suite)
+    scores = scores_of(found.policy, protocol, seed, args.episodes, workers)
+    result = described(found, protocol, seed, scores)
     if report_json(result, args.json):
         return 0
+    steps = result["steps_per_task"]
     at = "" if steps is None else f" at {steps} steps per task"
     title = f"{args.run} ({args.checkpoint}{at}, {protocol.name})"
     show(scores_table(scores, title))
-    if goals == 1:
+    if protocol.goals == "fixed":
         print("Goals are fixed and the policy is deterministic: one episode per task is exact: no interval.")
     if scores.silent:
         print(f"{', '.join(scores.silent)} never told success in an episode: no success is shown")
     return 0
 
 
-def find_policy(path: Path, checkpoint: str) -> tuple[Policy, str]:
-    """The policy of a run's folder, or of a file; and the run's status.
+@dataclass(frozen=True)
+class Found:
+    """A policy, and where it was found.
+
+    Attributes:
+        named: as the user named the place.
+        checkpoint: best or last.
+        status: of its run; "not known" for a file.
+        in_run: whether a run's folder holds it, so that code which it names is the user's own.
+    """
+
+    policy: Policy
+    named: str
+    checkpoint: str
+    status: str
+    in_run: bool
+
+
+def scores_of(
+    policy: Policy,
+    protocol: Protocol,
+    seed: int,
+    episodes: int | None = None,
+    workers: int | Literal["auto"] = "auto",
+) -> Scores:
+    """Evaluate on every goal once, or on the first ``episodes`` of them."""
+    goals = require_goals(protocol, episodes)
+    envs = make_suite(protocol, seed=seed, workers=workers, evaluation=True)
+    try:
+        return evaluate(policy, envs, episodes or goals, protocol.task_names)
+    finally:
+        envs.close()
+
+
+def described(found: Found, protocol: Protocol, seed: int, scores: Scores) -> dict[str, Any]:
+    """Scores with all that they depend on, for JSON."""
+    goal_seed = seed if protocol.goal_seed is None else protocol.goal_seed
+    return {
+        "protocol": {**protocol.to_dict(), "name": protocol.name, "goal_seed": goal_seed},
+        "checkpoint": found.checkpoint, "run_status": found.status,
+        # files of before it was written have none
+        "steps_per_task": found.policy.info.get("steps_per_task"), **scores.to_dict(),
+    }  # fmt: skip
+
+
+def protocol_of(found: Found, seed: int | None = None, suite: str | None = None) -> tuple[Protocol, int]:
+    """The protocol that a policy's file tells, and the seed of its goals; with ``seed``, other goals.
+
+    Args:
+        suite: the function that makes the tasks, where it is one's own. A file may come from anybody, so what it
+            names is imported only if it lies in a run's folder, or is named here too.
+
+    Raises:
+        PolicyError: it tells none, one of other tasks, or code that nobody named.
+    """
+    policy, named = found.policy, found.named
+    try:
+        told = str(policy.info["protocol"]["suite"])
+        if is_own(told) and suite != told and not found.in_run:
+            raise PolicyError(
+                f"{named}: its tasks are made by code, {told!r}; to run that, add --suite {told}"
+            )
+        protocol = Protocol.from_dict(policy.info["protocol"])
+        own = int(policy.info["seed"])
+    except PolicyError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = str(error) if isinstance(error, SuiteError) else "it tells none"
+        raise PolicyError(
+            f"{named}: the policy file has no protocol to evaluate it under ({reason})"
+        ) from None
+    if seed is not None:
+        protocol = Protocol.from_dict({**protocol.to_dict(), "goal_seed": None})
+    if sorted(policy.task_names) != sorted(protocol.task_names):
+        raise PolicyError(
+            f"{named}: its tasks ({', '.join(policy.task_names)}) are not those of its protocol "
+            f"({', '.join(protocol.task_names)})"
+        )
+    return protocol, own if seed is None else seed
+
+
+def require_goals(protocol: Protocol, episodes: int | None) -> int:
+    """How many goals each task has.
+
+    Raises:
+        ConfigError: fewer than the episodes that are asked for.
+    """
+    goals = 1 if protocol.goals == "fixed" else protocol.num_goals
+    if episodes is not None and episodes > goals:
+        raise ConfigError(
+            f"episodes: {episodes} is not valid; it must be <= {goals}, the goals of each task in "
+            f"{protocol.name}: the policy is deterministic, so a goal's second episode repeats the first"
+        )
+    return goals
+
+
+def find_policy(path: Path, checkpoint: str) -> Found:
+    """The policy of a run's folder, or of a file.
 
     Raises:
         ConfigError: there is nothing there, with what there is.
         PolicyError: the file is damaged or foreign.
     """
     if path.is_file():
-        return load_policy(path), "not known"
+        return Found(load_policy(path), str(path), checkpoint, "not known", in_run=False)
     run = RunFolder(path)
     if not run.config.is_file():
         there = sorted(str(p.parent) for p in Path("runs").glob("*/*/*/config.yaml"))[:4]
@@ -111,4 +182,4 @@ def find_policy(path: Path, checkpoint: str) -> tuple[Policy, str]:
         raise ConfigError(f"checkpoint: {run.path} has no {file.name} yet (the run is {run.status})")
     if not run.status.startswith(("DONE", "RUNNING")):
         print(f"mtrl: note: this run is marked {run.status}", file=sys.stderr)
-    return load_policy(file), run.status
+    return Found(load_policy(file), str(path), checkpoint, run.status, in_run=True)

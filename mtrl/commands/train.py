@@ -27,14 +27,18 @@ def main(arguments: list[str]) -> int:
     """Exit codes: see :mod:`mtrl.cli`."""
     if {"-h", "--help"} & set(arguments):
         return print_help()
-    request = parse_train(arguments)
+    return start(parse_train(arguments))
+
+
+def start(request: Request) -> int:
+    """Do what is asked for, from the start or from where the run in that folder stands; the exit code."""
     check_optimizer(request.config.optimizer, len(request.protocol.task_names))
     networks_without_memory(request.config.agent, 1, 1, len(request.protocol.task_names))  # refuses bad ones
     if request.print_config:
         print(request.text, end="")
         return 0
     config, protocol = request.config, request.protocol
-    run = RunFolder(request.resume or config.run_dir or default_folder(config, protocol))
+    run = RunFolder(folder_of(request))
     device = choose_device(started_on(run.config) if config.device == "auto" else config.device)
     request = settle(request, run.config, "cuda" if device.type == "cuda" else "cpu")
     config = request.config
@@ -52,7 +56,10 @@ def main(arguments: list[str]) -> int:
         trainer, envs = build(config, protocol, device)
         try:
             if not goes_on:
-                run.start(request.text, describe_run({**protocol.to_dict(), "name": protocol.name}, device))
+                run.start(
+                    request.text,
+                    describe_run({**protocol.to_dict(), "name": protocol.name}, device, request.command),
+                )
             return Session(trainer, envs, request, run).train(changes)
         finally:
             trainer.envs.close()
@@ -83,7 +90,7 @@ def print_help() -> int:
 
 
 PROTOCOL_TEXTS = {
-    "suite": "mt10, mt25, mt50, point, one task's name, or custom (then `tasks` lists names).",
+    "suite": "mt10, mt25, mt50, point, one task's name, custom (then `tasks` lists names), or your module:function.",
     "tasks": "Task names in order, for suite custom only; Meta-World's `-v3` may be left out.",
     "reward": "Meta-World's reward: v2 gives 0 to 10 per step, v1 is unbounded and very unequal between tasks.",
     "horizon": "Control steps per episode; at most 500 for Meta-World.",
@@ -216,9 +223,13 @@ def networks_without_memory(
         )
 
 
-def default_folder(config: TrainConfig, protocol: Protocol) -> Path:
-    """``runs/<suite>/<label>/seed<n>``."""
-    return Path("runs") / protocol.suite / (config.label or config.optimizer.name) / f"seed{config.seed}"
+def folder_of(request: Request) -> Path:
+    """Where the run lies: as it was said, else ``runs/<suite>/<label>/seed<n>``."""
+    config = request.config
+    if request.resume or config.run_dir:
+        return request.resume or Path(config.run_dir or "")
+    suite = request.protocol.suite.replace(":", ".")
+    return Path("runs") / suite / (config.label or config.optimizer.name) / f"seed{config.seed}"
 
 
 def choose_device(name: str) -> torch.device:

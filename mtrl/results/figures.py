@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +10,7 @@ import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -44,30 +44,33 @@ def save_figure(figure: Figure, path: str, **options: Any) -> None:
 
 def cosine_figure(panels: Mapping[str, Array], task_names: Sequence[str]) -> Figure:
     """Pairwise cosines ``[T, T]`` of the tasks' gradients, by name; one matrix per titled panel, in pairs."""
-    size = 1.5 + 0.3 * len(task_names)
-    # cosines of ten tasks are small: the scale ends where the largest off the diagonal does, so that .1 is seen
-    off = ~np.eye(len(task_names), dtype=bool)
-    largest = max((float(np.nanmax(np.abs(c[off]), initial=0)) for c in panels.values()), default=0)
-    end = max(0.2, math.ceil(10 * largest) / 10)
+    size = 1.2 + 0.25 * len(task_names)
+    short = [name.removesuffix("-v3") for name in task_names]
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
-    figure = new_figure(size * columns + 2, size * rows + 1)
+    figure = new_figure(size * columns + 1.2, size * rows + 0.4)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, (title, cosines) in zip(grid.flat, panels.items(), strict=False):
-        image = axes.imshow(np.ma.masked_invalid(cosines), vmin=-end, vmax=end, cmap="RdBu")
+        image = axes.imshow(np.ma.masked_invalid(cosines), norm=SymLogNorm(0.1, vmin=-1, vmax=1), cmap="RdBu")
         axes.set_title(title)
-        axes.set_xticks(range(len(task_names)), task_names, rotation=90)
-        axes.set_yticks(range(len(task_names)), task_names)
+        axes.set_xticks(range(len(short)), short, rotation=90)
+        axes.set_yticks(range(len(short)), short)
         if len(task_names) <= 15:
             for i, j in zip(*np.where(~np.eye(len(cosines), dtype=bool)), strict=True):
-                axes.text(j, i, short_cosine(cosines[i, j]), ha="center", va="center", fontsize=7)
-    figure.colorbar(image, ax=grid, label="cosine of two tasks' gradients")
+                axes.text(j, i, short_number(cosines[i, j]), ha="center", va="center", fontsize=7)
+    marks = (-1, -0.3, -0.1, 0, 0.1, 0.3, 1)
+    bar = figure.colorbar(image, ax=grid, label="cosine of two tasks' gradients", ticks=marks)
+    bar.ax.set_yticklabels([f"{mark:g}" for mark in marks])
+    bar.ax.minorticks_off()
     return figure
 
 
-def short_cosine(value: float) -> str:
-    """Two digits, without what all have: ``.12``, ``-.05``."""
-    return f"{value:.2f}".replace("0.", ".", 1)
+def short_number(value: float) -> str:
+    """A cosine in two digits: ``.05``, ``-.3``, ``0``; nothing where it is unknown."""
+    if not np.isfinite(value):
+        return ""
+    text = f"{value:.2f}" if abs(value) < 0.095 else f"{value:.1f}"
+    return "0" if float(text) == 0 else text.replace("0.", ".", 1)
 
 
 # Okabe and Ito's, told apart by colour-blind readers too; then again with other dashes

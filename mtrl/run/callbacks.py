@@ -30,6 +30,7 @@ from mtrl.config import ConfigError
 from mtrl.conflict import Conflict
 from mtrl.evaluate import Scores, TaskScores, evaluate, names_of, task_order
 from mtrl.results.figures import cosine_figure
+from mtrl.run.board import show_gif
 
 if TYPE_CHECKING:
     from mtrl.train import Trainer
@@ -163,7 +164,7 @@ class LogCallback(TrainerCallback):
         self.record("time/env_ms", 1e3 * spent["env"] / steps)
         self.record("time/other_ms", 1e3 * (training - spent["env"] - spent["update"]) / steps)
         self.record("time/fps", spent["timesteps"] / training)
-        self.record("time/steps_per_task", self.steps_per_task)
+        self.record("time/total_timesteps", self.trainer.num_timesteps)
         self.record("time/seconds", now["total"])
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,13 +205,13 @@ class ConflictCallback(TrainerCallback):
         for network in ("critic", "actor"):
             conflict: Conflict = metrics[f"conflict_{network}"]
             for key, value in conflict.summary().items():
-                self.record(f"conflict_{network}/{key}", value)
-            self.record_tasks(f"conflict_{network}_norm", conflict.norms.tolist())
+                self.record(f"train_conflict_{network}/{key}", value)
+            self.record_tasks(f"train_conflict_{network}_norm", conflict.norms.tolist())
             self.on_conflict(self.steps_per_task, network, conflict)
             if with_picture:
                 figure = cosine_figure({network: conflict.cosines.cpu().numpy()}, self.task_names)
                 self.logger.record(
-                    f"conflict_{network}/cosines", Figure(figure, close=True), exclude=("csv",)
+                    f"train_conflict_{network}/cosines", Figure(figure, close=True), exclude=("csv",)
                 )
         if with_picture:
             self.next_picture = self.steps_per_task + self.picture_every
@@ -296,6 +297,33 @@ class EvaluationCallback(TrainerCallback):
             steps, tasks = state["last"]
             columns = {name: {k: v.numpy() for k, v in task.items()} for name, task in tasks.items()}
             self.last = steps, Scores({name: TaskScores(**task) for name, task in columns.items()})
+
+
+class VideoCallback(TrainerCallback):
+    """Films an episode of every task, and shows it in TensorBoard.
+
+    What cannot be filmed is said and trained on without.
+
+    Args:
+        every: steps per task between films; 0 is never.
+        shoot: given the policy and the steps per task, leaves a GIF and tells where; raises ``ValueError``.
+    """
+
+    def __init__(self, every: int, shoot: Callable[[Trainer, int], Path]) -> None:
+        super().__init__(every)
+        self.shoot = shoot
+
+    def due(self) -> bool:
+        start = time.perf_counter()
+        try:
+            show_gif(
+                self.logger, "eval/video", self.shoot(self.trainer, self.steps_per_task), self.steps_per_task
+            )
+        except ValueError as error:
+            self.say(f"warning: no video at {self.steps_per_task} steps per task: {error}")
+        self.trainer.seconds["evaluation"] += time.perf_counter() - start
+        self.trainer.keep_time()
+        return True
 
 
 class CheckpointCallback(TrainerCallback):

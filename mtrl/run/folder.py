@@ -30,10 +30,8 @@ import io
 import json
 import os
 import platform
-import shlex
 import socket
 import subprocess
-import sys
 import time
 import types
 from collections.abc import Iterator
@@ -220,13 +218,17 @@ class RunFolder(RunPaths):
 
     def note(self, key: str, value: Any) -> None:
         """Add to a list in ``meta.json``: what happened to the run after its start."""
-        try:
-            meta = dict(json.loads(read_bounded(self.meta, MOST_BYTES)))
-        except (OSError, ValueError, TypeError, RecursionError):
-            meta = {"note": "the first meta.json was lost"}
+        meta = self.described() or {"note": "the first meta.json was lost"}
         before = meta.get(key)
         meta[key] = [*(before if isinstance(before, list) else []), value]
         write_synced(self.meta, _json(meta))
+
+    def described(self) -> dict[str, Any]:
+        """What ``meta.json`` tells; nothing where it is lost."""
+        try:
+            return dict(json.loads(read_bounded(self.meta, MOST_BYTES)))
+        except (OSError, ValueError, TypeError, RecursionError):
+            return {}
 
     def restore_meta(self, now: dict[str, Any]) -> None:
         """Write what is known now where ``meta.json`` is lost or damaged: who compares runs reads it."""
@@ -268,7 +270,7 @@ class CsvWriter(KVWriter):
     def write(
         self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
     ) -> None:
-        row = {"timesteps": step} | {
+        row = {"steps_per_task": step} | {
             k: v
             for k, v in key_values.items()
             if isinstance(v, (int, float)) and "csv" not in (key_excluded[k] or ())
@@ -331,11 +333,11 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
 
-def describe_run(protocol: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def describe_run(protocol: dict[str, Any], device: torch.device, command: str) -> dict[str, Any]:
     """What ``meta.json`` tells: where the code, the machine and the command stood."""
     return {
         "format": FORMAT,
-        "command": shlex.join(["mtrl", *sys.argv[1:]]),
+        "command": command,
         "protocol": protocol,
         "commit": _commit(),
         "versions": versions(),

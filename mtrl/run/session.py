@@ -8,20 +8,22 @@ import math
 import sys
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
+from stable_baselines3.common.logger import TensorBoardOutputFormat
 
 from mtrl.conflict import Conflict
-from mtrl.envs import SuiteError
+from mtrl.envs import SuiteError, make_suite
 from mtrl.envs.protocol import NotFiniteError, WorkerDiedError
 from mtrl.envs.vec import SuiteVecEnv
 from mtrl.errors import CheckpointError
 from mtrl.evaluate import Scores
 from mtrl.files import write_synced
 from mtrl.results.tables import scores_table, show
+from mtrl.results.video import film
+from mtrl.run.board import introduce
 from mtrl.run.callbacks import (
     CheckpointCallback,
     ConflictCallback,
@@ -29,6 +31,7 @@ from mtrl.run.callbacks import (
     LogCallback,
     ProgressCallback,
     TrainerCallback,
+    VideoCallback,
     leave_lost_outputs,
     report,
     tell,
@@ -36,10 +39,11 @@ from mtrl.run.callbacks import (
 from mtrl.run.checkpoint import generators_state, set_generators_state, with_arrays
 from mtrl.run.folder import RunFolder, describe_run
 from mtrl.run.guard import Diverged, GuardCallback
-from mtrl.settings import Request, flat_items, one_line
+from mtrl.settings import Request, one_line, parse_train
 from mtrl.train import Trainer
 
 FAILED, DIVERGED, INTERRUPTED = 1, 3, 4
+FILM_TILE = 120  # pixels; a run's events hold every film
 RESTARTS = 2  # of workers that die without a new checkpoint in between
 
 
@@ -70,6 +74,7 @@ class Session:
             ),
             "log": log,
             "evaluation": self.evaluation,
+            "video": VideoCallback(config.video_every, self._film),
             "checkpoint": self.checkpoint,  # last, so that it saves what the others have done
         }
         if sys.stdout.isatty():
@@ -90,6 +95,11 @@ class Session:
                 f"{self.trainer.agent.device}, {torch.get_num_threads()} thread(s), "
                 f"replay up to {replay:.2f} GB -> {run.path}"
             )
+            if not self.envs.savable:
+                report(
+                    "note: these envs have no get_state and set_state, so a run that goes on begins new episodes: "
+                    "it is not the same bit for bit"
+                )
             while not self._learn():
                 self._restore([])
             return self._finish()
@@ -118,6 +128,8 @@ class Session:
         """Train until the end or a stop; False where a worker died and training can go back to a checkpoint."""
         total = self.config.total_steps_per_task * len(self.protocol.task_names)
         self.trainer.logger = self.run.logger()
+        if self.run.checkpoints.newest_step() is None:
+            introduce(self.trainer.logger, self.request.text, parse_train([]).text, self.run.described())
         others = threading.excepthook
         # TensorBoard's thread meets a full disk as well: what is to be said of it, this one says
         threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else others(args)
@@ -150,7 +162,7 @@ class Session:
                 output.writer.flush()
         state = {
             "trainer": self.trainer.state_dict(),
-            "evaluation_envs": self.envs.get_state(),
+            "evaluation_envs": self.envs.get_state() if self.envs.savable else None,
             "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
             "generators": generators_state(),
             "positions": self.run.positions(),
@@ -183,7 +195,7 @@ class Session:
             report(f"going on from step {step} per task")
         if state is not None or changes:
             protocol = {**self.protocol.to_dict(), "name": self.protocol.name}
-            here = describe_run(protocol, self.trainer.agent.device)
+            here = describe_run(protocol, self.trainer.agent.device, self.request.command)
             run.restore_meta(here)
             run.note("resumed", {"steps_per_task": step, "changes": changes, **here})
         if changes:
@@ -192,7 +204,8 @@ class Session:
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.trainer.load_state_dict(state["trainer"])
-        self.envs.set_state(with_arrays(state["evaluation_envs"]))
+        if state["evaluation_envs"] is not None:  # else every evaluation resets them anyway
+            self.envs.set_state(with_arrays(state["evaluation_envs"]))
         for name, callback in self.callbacks.items():
             if name in state["callbacks"]:  # the progress bar comes and goes with the terminal
                 callback.load_state_dict(state["callbacks"][name])
@@ -213,7 +226,6 @@ class Session:
         self.save()
         assert self.evaluation.last is not None
         _, scores = self.evaluation.last
-        write_hparams(trainer, self.request.text, scores)
         trainer.logger.close()
         run.mark("DONE")
         with contextlib.suppress(OSError, ValueError):  # whoever reads it: the run is done
@@ -226,6 +238,18 @@ class Session:
         if step is None:
             return "there is no checkpoint yet: the same command starts anew"
         return f"the newest checkpoint is of step {step} per task: the same command goes on from it"
+
+    def _film(self, trainer: Trainer, steps: int) -> Path:
+        """An episode of every task, on a suite that lives as long as the film."""
+        folder = self.run.path / "videos"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step{steps}.gif"
+        envs = make_suite(self.protocol, seed=self.config.seed, evaluation=True, render_mode="rgb_array")
+        try:
+            film(trainer, envs, path, tile=FILM_TILE)
+        finally:
+            envs.close()
+        return path
 
     def _on_scores(self, steps: int, seconds: float, scores: Scores) -> None:
         record = {"steps_per_task": steps, "seconds": round(seconds, 3), **scores.to_dict()}
@@ -255,16 +279,3 @@ class Session:
     def _try_to_mark(self, status: str) -> None:
         with contextlib.suppress(OSError):
             self.run.mark(status)
-
-
-def write_hparams(trainer: Trainer, settings: str, scores: Scores) -> None:
-    """One row of TensorBoard's HPARAMS table: every setting of the resolved config."""
-    flat = {
-        key: value if isinstance(value, (bool, str, int, float)) else str(value)
-        for key, value in flat_items(yaml.safe_load(settings))
-    }
-    metrics = {"eval/mean_reward": scores.mean_return}
-    if not scores.silent:
-        metrics["eval/success_rate"] = scores.mean_success
-    trainer.logger.record("hparams", HParam(flat, metrics), exclude=("csv",))
-    trainer.dump_logs()

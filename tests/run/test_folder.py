@@ -128,7 +128,7 @@ def test_tensorboards_files_may_be_deleted_under_a_run(tmp_path, monkeypatch, un
     result = written(run)
     del result["scalars"]
     assert result == {key: value for key, value in undisturbed.items() if key != "scalars"}
-    assert {step for step, _ in scalars(run)["train/critic_loss"]} == {300, 400, 500, 600}  # what came after
+    assert {step for step, _ in scalars(run)["train/critic_loss"]} == {60, 80, 100, 120}  # what came after
 
 
 def test_logs_are_cut_back_to_a_checkpoint_with_half_a_row_at_their_end(tmp_path):
@@ -143,7 +143,7 @@ def test_logs_are_cut_back_to_a_checkpoint_with_half_a_row_at_their_end(tmp_path
         file.write('{"n": 3, "half')
     (tmp_path / "events.out.tfevents.later").write_text("of after the checkpoint")
     run.rewind(positions)
-    assert run.progress.read_bytes() == b"timesteps,a,b\r\n1,1.0,\r\n"
+    assert run.progress.read_bytes() == b"steps_per_task,a,b\r\n1,1.0,\r\n"
     assert run.evaluations.read_text() == '{"n": 1, "nan": null}\n'
     assert not list(tmp_path.glob("events*"))
     CsvWriter(run.progress).write({"b": 4.0}, {"b": ()}, 2)

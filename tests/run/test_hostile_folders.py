@@ -225,7 +225,7 @@ def test_logs_that_are_shorter_than_the_checkpoint_says_are_named(stopped, capfd
     error = capfd.readouterr().err
     assert "warning: progress.csv has 0 of the 3 lines that it had at the checkpoint" in error
     rows = (stopped / "progress.csv").read_text().splitlines()
-    assert rows[0].startswith("timesteps")
+    assert rows[0].startswith("steps_per_task")
     assert len(rows) > 1 + 3
 
 
@@ -234,9 +234,9 @@ def test_a_log_that_is_deleted_under_a_run_begins_again_with_its_header(tmp_path
     at_step(monkeypatch, 70, lambda trainer: (run / "progress.csv").unlink())
     assert train(run) == 0
     rows = (run / "progress.csv").read_text().splitlines()
-    assert rows[0].startswith("timesteps")
+    assert rows[0].startswith("steps_per_task")
     assert len(rows) > 1
-    assert not any(row.startswith("timesteps") for row in rows[1:])
+    assert not any(row.startswith("steps_per_task") for row in rows[1:])
 
 
 def test_a_damaged_meta_file_is_made_anew_by_a_resume(stopped, capfd):

@@ -391,7 +391,7 @@ def test_a_stop_behind_an_evaluation_loses_none_of_its_time(tmp_path, monkeypatc
     assert train(tmp_path / "run") == 0
     with (tmp_path / "run" / "progress.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["time/fps"]]
-    assert [row["timesteps"] for row in rows] == [str(5 * step) for step in range(20, 121, 20)]
+    assert [row["steps_per_task"] for row in rows] == [str(step) for step in range(20, 121, 20)]
     assert all(float(row["time/fps"]) > 0 and float(row["time/other_ms"]) > 0 for row in rows)
     assert float(rows[-1]["time/seconds"]) > 0.5
 

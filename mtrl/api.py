@@ -1,0 +1,95 @@
+"""The command line's commands as functions: the same code path, the same run folders, the same numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtrl.commands import evaluate as evaluating
+from mtrl.commands import video as filming
+from mtrl.commands.train import folder_of, start
+from mtrl.envs import name_own
+from mtrl.evaluate import Scores
+from mtrl.results.video import TILE
+from mtrl.run.folder import RunFolder
+from mtrl.settings import flat_items, parse_train
+
+MakeTasks = Callable[..., Mapping[str, Callable[[], Any]]]
+
+
+def run(
+    tasks: str | Sequence[str] | MakeTasks | None = None, *,
+    config: str | Path | Sequence[str | Path] = (), allow_changes: bool = False, **settings: Any,
+) -> RunFolder:  # fmt: skip
+    """Train as ``mtrl train`` does, with a run folder, TensorBoard and checkpoints; a second call goes on, or is done.
+
+    Args:
+        tasks: a suite's name, names of tasks, or a function at the top of a module that returns a mapping of task
+            names to functions that make an env (as ``make_suite`` takes it); None leaves it to the config.
+        config: shipped configs by name, or YAML files; later ones above earlier ones.
+        allow_changes: go on with an unfinished run under other settings.
+        settings: any setting: ``seed=3``, ``agent={"gamma": 0.98}``, ``**{"optimizer.name": "pcgrad"}``.
+
+    Returns:
+        the run's folder: ``.status`` says how it ended (DONE, INTERRUPTED, DIVERGED, FAILED), ``.path`` where.
+
+    Raises:
+        ConfigError, SuiteError: a setting or a suite that cannot be used; nothing was changed.
+    """
+    configs = [config] if isinstance(config, str | Path) else config
+    given = dict(flat_items(settings))
+    if callable(tasks):
+        given["protocol.suite"] = name_own(tasks)
+    elif isinstance(tasks, str):
+        given["protocol.suite"] = tasks
+    elif tasks is not None:
+        given |= {"protocol.suite": "custom", "protocol.tasks": list(tasks)}
+    request = parse_train(
+        [
+            *(f"--config={name}" for name in configs),
+            *(
+                f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+                for key, value in given.items()
+            ),
+            *(["--allow_changes"] if allow_changes else []),
+        ]
+    )
+    start(request)
+    return RunFolder(folder_of(request))
+
+
+def evaluate(
+    run: RunFolder | str | Path,
+    *,
+    checkpoint: str = "last",
+    episodes: int | None = None,
+    suite: str | None = None,
+) -> Scores:
+    """The scores that ``mtrl evaluate`` prints, of a run's folder or a policy's file; see there.
+
+    Raises:
+        ConfigError, PolicyError: there is no such policy, or no protocol to evaluate it under.
+    """
+    found = evaluating.find_policy(_path(run), checkpoint)
+    protocol, seed = evaluating.protocol_of(found, suite=suite)
+    return evaluating.scores_of(found.policy, protocol, seed, episodes)
+
+
+def video(
+    run: RunFolder | str | Path, out: str | Path, *, checkpoint: str = "last", episodes: int = 1,
+    tasks: Sequence[str] | None = None, suite: str | None = None, tile: int = TILE,
+) -> Scores:  # fmt: skip
+    """Film what ``mtrl video`` films (.mp4, .gif, .png); returns the scores of what is shown.
+
+    Raises:
+        ConfigError, PolicyError, SuiteError: as :func:`evaluate`; or no such file can be made here.
+    """
+    found = evaluating.find_policy(_path(run), checkpoint)
+    protocol, seed = evaluating.protocol_of(found, suite=suite)
+    return filming.shoot(found.policy, protocol, seed, Path(out), episodes, tasks, tile)
+
+
+def _path(run: RunFolder | str | Path) -> Path:
+    return run.path if isinstance(run, RunFolder) else Path(run)

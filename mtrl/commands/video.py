@@ -1,0 +1,64 @@
+"""``mtrl video``: a policy's episodes on film, a tile per task; the episode that is shown is the one that is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtrl.commands.evaluate import find_policy, protocol_of, require_goals
+from mtrl.config import ConfigError
+from mtrl.envs import Protocol, make_suite
+from mtrl.evaluate import Scores
+from mtrl.policy import Policy
+from mtrl.results.tables import scores_table, show
+from mtrl.results.video import TILE, film, position, require_kind
+from mtrl.settings import Parser, path_of
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(prog="mtrl video", description=__doc__)
+    parser.add_argument("run", type=str, help="a run's folder, or a policy file")
+    parser.add_argument("--task", type=str, nargs="+", help="tasks to show; default: all, in a grid")
+    parser.add_argument("--episodes", type=int, default=1, help="per task, each from another goal")
+    parser.add_argument(
+        "--out", type=str, help=".mp4, .gif, or .png for the end alone; default: video.mp4 beside the policy"
+    )
+    parser.add_argument("--tile", type=int, default=TILE, help="pixels of a tile's side; even")
+    parser.add_argument(
+        "--checkpoint", choices=["best", "last"], default="last", help="which policy of a run"
+    )
+    parser.add_argument("--seed", type=int, help="draw other goals than the run's")
+    parser.add_argument(
+        "--suite", type=str, help="my_module:make_tasks, where the file of a policy names it: its code is run"
+    )
+    args = parser.parse_args(arguments)
+    for key, value, low, high in (
+        ("episodes", args.episodes, 1, 100), ("tile", args.tile, 64, 1024), ("seed", args.seed or 0, 0, 2**63 - 1),
+    ):  # fmt: skip
+        if not low <= value <= high or (key == "tile" and value % 2):
+            even = " and even" if key == "tile" else ""
+            raise ConfigError(f"{key}: {value} is not valid; it must be from {low} to {high}{even}")
+    place = path_of("run", args.run)
+    beside = (place if place.is_dir() else place.parent) / "video.mp4"
+    out = path_of("out", args.out) if args.out else beside
+    found = find_policy(place, args.checkpoint)
+    protocol, seed = protocol_of(found, args.seed, args.suite)
+    scores = shoot(found.policy, protocol, seed, out, args.episodes, args.task, args.tile)
+    show(scores_table(scores, f"what {out} shows"))
+    return 0
+
+
+def shoot(
+    policy: Policy, protocol: Protocol, seed: int, out: Path,
+    episodes: int = 1, tasks: Sequence[str] | None = None, tile: int = TILE,
+) -> Scores:  # fmt: skip
+    """Film the first episodes of an evaluation; see :func:`mtrl.results.video.film`."""
+    require_kind(out)
+    require_goals(protocol, episodes)
+    for name in tasks or ():
+        position(name, protocol.task_names)
+    envs = make_suite(protocol, seed=seed, evaluation=True, render_mode="rgb_array")
+    try:
+        return film(policy, envs, out, episodes=episodes, tasks=tasks, tile=tile)
+    finally:
+        envs.close()
