@@ -20,6 +20,15 @@ def trust(module: str) -> None:
     _trusted.add(module)
 
 
+def require_trusted(name: str) -> None:
+    """Raise ValueError unless the module of ``module:Class`` is imported already or trusted."""
+    module = name.partition(":")[0]
+    if module not in sys.modules and module not in _trusted:
+        raise ValueError(
+            f"{name!r} needs the module {module}, which no file may import; add --import {module} to trust it"
+        )
+
+
 def find(name: str, known: Mapping[str, type[T]], base: type[T], what: str) -> type[T]:
     """The class that a name stands for: one of ``known``, or ``module:Class`` of one's own.
 
@@ -36,10 +45,7 @@ def find(name: str, known: Mapping[str, type[T]], base: type[T], what: str) -> t
         raise ValueError(
             f"no {what} {name!r}{nearest(name.lower(), known)}; there are {', '.join(known)}, module:Class"
         )
-    if module not in sys.modules and module not in _trusted:
-        raise ValueError(
-            f"{name!r} needs the module {module}, which no file may import; add --import {module} to trust it"
-        )
+    require_trusted(name)
     sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), attribute, None)

@@ -497,10 +497,16 @@ def parse_train(arguments: Sequence[str]) -> Request:
         else:
             check_keys(nested(key, None))
             own = merged(own, nested(key, value_of(key, value)))
-            if key.removesuffix(".name") in WITH_OPTIONS:
+            if key.removesuffix(".name") in WITH_OPTIONS or key == "protocol.suite":
                 registry.trust(value.partition(":")[0])  # who types a module's name knows its code
     settings = laid_over(merged(files, {"protocol": dict(preset)} if preset else {}), own)
     check_keys(settings)
+    suite = dict(flat_items(settings)).get("protocol.suite")
+    if isinstance(suite, str) and ":" in suite:
+        try:
+            registry.require_trusted(suite)
+        except ValueError as error:
+            raise ConfigError(f"protocol.suite: {error}") from None
     values = {
         name: convert(hint, settings[name], name) for name, hint in SECTIONS.items() if name in settings
     }

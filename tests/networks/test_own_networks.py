@@ -73,10 +73,12 @@ def test_the_example_trains_and_its_policy_evaluates(folder, method):
 
 def test_a_config_imports_nothing_unless_the_command_line_says_so(folder):
     (folder / "evil.py").write_text("open('ran', 'w').close()\n")
-    (folder / "mine.yaml").write_text("base: point\nagent: {network: {name: 'evil:Net'}}\n")
-    for name in ("agent", "optimizer"):
-        if name == "optimizer":
-            (folder / "mine.yaml").write_text("base: point\noptimizer: {name: 'evil:Net'}\n")
+    for section in (
+        "agent: {network: {name: 'evil:Net'}}",
+        "protocol: {suite: 'evil:Net'}",
+        "optimizer: {name: 'evil:Net'}",
+    ):
+        (folder / "mine.yaml").write_text(f"base: point\n{section}\n")
         refused = mtrl(folder, "train", "--config", "mine.yaml", "--run_dir", "run")
         assert refused.returncode == 2
         assert "--import evil" in refused.stderr
