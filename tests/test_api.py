@@ -97,6 +97,8 @@ def test_envs_that_cannot_be_saved_go_on_with_new_episodes(mine: Path) -> None:
         "--total_steps_per_task",
         "150",
         "--allow_changes",
+        "--import",
+        "my_tasks",
     )
     done = mtrl(mine, "train", *more)
     assert done.returncode == 0, done.stderr
