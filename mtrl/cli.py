@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate": "evaluate a run's or a file's policy, per task",
     "video": "a policy's episodes on film, a tile per task",
     "compare": "statistics and curves over several runs",
+    "card": "a folder to publish: policy, evaluation, model card",
     "list": "what there is: configs, suites, tasks, optimizers",
     "bench": "time the parts of training on this machine",
     "doctor": "check this machine and installation",
