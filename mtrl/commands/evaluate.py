@@ -20,7 +20,7 @@ from mtrl.settings import Parser, path_of, shown, whole_number
 
 def main(arguments: list[str]) -> int:
     parser = Parser(prog="mtrl evaluate", description=__doc__)
-    parser.add_argument("run", type=str, help="a run's folder, or a policy file")
+    parser.add_argument("run", type=str, help="a run's folder, one that `mtrl card` made, or a policy file")
     parser.add_argument(
         "--checkpoint", choices=["best", "last"], default="last", help="which policy of a run"
     )
@@ -173,6 +173,8 @@ def find_policy(path: Path, checkpoint: str) -> Found:
     if path.is_file():
         return Found(load_policy(path), str(path), checkpoint, "not known", in_run=False)
     run = RunFolder(path)
+    if (path / "evaluation.json").is_file() and not run.meta.exists():  # made by `mtrl card`
+        return Found(load_policy(run.last), str(path), checkpoint, "published", in_run=False)
     if not run.config.is_file():
         there = sorted(str(p.parent) for p in Path("runs").glob("*/*/*/config.yaml"))[:4]
         hint = f"; there is {', '.join(there)}" if there else ""

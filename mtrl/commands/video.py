@@ -17,7 +17,7 @@ from mtrl.settings import Parser, path_of
 
 def main(arguments: list[str]) -> int:
     parser = Parser(prog="mtrl video", description=__doc__)
-    parser.add_argument("run", type=str, help="a run's folder, or a policy file")
+    parser.add_argument("run", type=str, help="a run's folder, one that `mtrl card` made, or a policy file")
     parser.add_argument("--task", type=str, nargs="+", help="tasks to show; default: all, in a grid")
     parser.add_argument("--episodes", type=int, default=1, help="per task, each from another goal")
     parser.add_argument(
