@@ -65,7 +65,6 @@ def evaluate(
     *,
     checkpoint: str = "last",
     episodes: int | None = None,
-    suite: str | None = None,
 ) -> Scores:
     """The scores that ``mtrl evaluate`` prints, of a run's folder or a policy's file; see there.
 
@@ -73,13 +72,13 @@ def evaluate(
         ConfigError, PolicyError: there is no such policy, or no protocol to evaluate it under.
     """
     found = evaluating.find_policy(_path(run), checkpoint)
-    protocol, seed = evaluating.protocol_of(found, suite=suite)
+    protocol, seed = evaluating.protocol_of(found)
     return evaluating.scores_of(found.policy, protocol, seed, episodes)
 
 
 def video(
     run: RunFolder | str | Path, out: str | Path, *, checkpoint: str = "last", episodes: int = 1,
-    tasks: Sequence[str] | None = None, suite: str | None = None, tile: int = TILE,
+    tasks: Sequence[str] | None = None, tile: int = TILE,
 ) -> Scores:  # fmt: skip
     """Film what ``mtrl video`` films (.mp4, .gif, .png); returns the scores of what is shown.
 
@@ -87,7 +86,7 @@ def video(
         ConfigError, PolicyError, SuiteError: as :func:`evaluate`; or no such file can be made here.
     """
     found = evaluating.find_policy(_path(run), checkpoint)
-    protocol, seed = evaluating.protocol_of(found, suite=suite)
+    protocol, seed = evaluating.protocol_of(found)
     return filming.shoot(found.policy, protocol, seed, Path(out), episodes, tasks, tile)
 
 

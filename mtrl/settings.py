@@ -56,6 +56,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **named: Any) -> None:
         super().__init__(**named, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
+    def add_import(self) -> None:
+        """The option by which a person lets a policy's file name classes and functions of a module."""
+        self.add_argument(
+            "--import", dest="modules", action="append", type=registry.trust, metavar="MODULE",
+            help="a module of one's own that the policy's network or tasks are of; its code is run",
+        )  # fmt: skip
+
     def error(self, message: str) -> NoReturn:
         text = re.sub(r"^argument (--)?", "", message)
         text = re.sub(r"^(\w+): expected .*argument", r"\1: a value is missing", text)

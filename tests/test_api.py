@@ -70,10 +70,10 @@ def test_own_envs_in_fifteen_lines_leave_a_run_that_the_command_line_takes(mine:
     meta = json.loads((mine / "mine/meta.json").read_text())
     assert meta["command"].startswith("mtrl train --run_dir=mine --total_steps_per_task=120")
     assert list((mine / "mine").glob("events.out.tfevents.*"))
-    done = mtrl(mine, "evaluate", "mine", "--json", "-", "--workers", "0")
+    done = mtrl(mine, "evaluate", "mine", "--import", "my_tasks", "--json", "-", "--workers", "0")
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["tasks"]) == {"earth", "moon"}
-    done = mtrl(mine, "video", "mine", "--out", "a.gif")
+    done = mtrl(mine, "video", "mine", "--import", "my_tasks", "--out", "a.gif")
     assert done.returncode == 0 or "pygame" in done.stderr, done.stderr
 
 
@@ -110,10 +110,8 @@ def test_a_file_does_not_run_code_that_nobody_named(mine: Path) -> None:
     (mine / "sent.safetensors").write_bytes((mine / "mine/policy.safetensors").read_bytes())
     done = mtrl(mine, "evaluate", "sent.safetensors")
     assert done.returncode == 2
-    assert "to run that, add --suite my_tasks:make_tasks" in done.stderr
-    done = mtrl(
-        mine, "evaluate", "sent.safetensors", "--suite", "my_tasks:make_tasks", "--json", "-", "--workers=0"
-    )
+    assert "add --import my_tasks to trust it" in done.stderr
+    done = mtrl(mine, "evaluate", "sent.safetensors", "--import", "my_tasks", "--json", "-", "--workers=0")
     assert done.returncode == 0, done.stderr
 
 

@@ -31,16 +31,9 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", type=str, help="write the scores to this file, or - for standard output")
     parser.add_argument("--seed", type=int, help="draw other goals than the run's")
-    parser.add_argument(
-        "--suite", type=str, help="my_module:make_tasks, where the file of a policy names it: its code is run"
-    )
+    parser.add_import()
     parser.add_argument("--workers", type=str, default="auto", help="processes; 0 is in process")
-    parser.add_argument(
-        "--import", dest="module", type=str, help="a module of one's own that the policy's network is of"
-    )
     args = parser.parse_args(arguments)
-    if args.module is not None:
-        registry.trust(args.module)
     if args.episodes is not None and args.episodes < 1:
         raise ConfigError(f"episodes: {args.episodes} is not valid; it must be >= 1")
     if args.seed is not None and not 0 <= args.seed < 2**63:
@@ -51,7 +44,7 @@ def main(arguments: list[str]) -> int:
     require_writable(args.json)
 
     found = find_policy(path_of("run", args.run), args.checkpoint)
-    protocol, seed = protocol_of(found, args.seed, args.suite)
+    protocol, seed = protocol_of(found, args.seed)
     scores = scores_of(found.policy, protocol, seed, args.episodes, workers)
     result = described(found, protocol, seed, scores)
     if report_json(result, args.json):
@@ -75,14 +68,12 @@ class Found:
         named: as the user named the place.
         checkpoint: best or last.
         status: of its run; "not known" for a file.
-        in_run: whether a run's folder holds it, so that code which it names is the user's own.
     """
 
     policy: Policy
     named: str
     checkpoint: str
     status: str
-    in_run: bool
 
 
 def scores_of(
@@ -112,27 +103,25 @@ def described(found: Found, protocol: Protocol, seed: int, scores: Scores) -> di
     }  # fmt: skip
 
 
-def protocol_of(found: Found, seed: int | None = None, suite: str | None = None) -> tuple[Protocol, int]:
+def protocol_of(found: Found, seed: int | None = None) -> tuple[Protocol, int]:
     """The protocol that a policy's file tells, and the seed of its goals; with ``seed``, other goals.
 
-    Args:
-        suite: the function that makes the tasks, where it is one's own. A file may come from anybody, so what it
-            names is imported only if it lies in a run's folder, or is named here too.
+    A file may come from anybody: what it names is imported only if the command line, or the program, did.
 
     Raises:
         PolicyError: it tells none, one of other tasks, or code that nobody named.
     """
     policy, named = found.policy, found.named
+    told = policy.info.get("protocol")
+    suite = told.get("suite") if isinstance(told, dict) else None
+    if isinstance(suite, str) and is_own(suite):
+        try:
+            registry.require_trusted(suite)
+        except ValueError as error:
+            raise PolicyError(f"{named}: its tasks' {error}") from None
     try:
-        told = str(policy.info["protocol"]["suite"])
-        if is_own(told) and suite != told and not found.in_run:
-            raise PolicyError(
-                f"{named}: its tasks are made by code, {told!r}; to run that, add --suite {told}"
-            )
         protocol = Protocol.from_dict(policy.info["protocol"])
         own = int(policy.info["seed"])
-    except PolicyError:
-        raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = str(error) if isinstance(error, SuiteError) else "it tells none"
         raise PolicyError(
@@ -171,10 +160,10 @@ def find_policy(path: Path, checkpoint: str) -> Found:
         PolicyError: the file is damaged or foreign.
     """
     if path.is_file():
-        return Found(load_policy(path), str(path), checkpoint, "not known", in_run=False)
+        return Found(load_policy(path), str(path), checkpoint, "not known")
     run = RunFolder(path)
     if (path / "evaluation.json").is_file() and not run.meta.exists():  # made by `mtrl card`
-        return Found(load_policy(run.last), str(path), checkpoint, "published", in_run=False)
+        return Found(load_policy(run.last), str(path), checkpoint, "published")
     if not run.config.is_file():
         there = sorted(str(p.parent) for p in Path("runs").glob("*/*/*/config.yaml"))[:4]
         hint = f"; there is {', '.join(there)}" if there else ""
@@ -184,4 +173,4 @@ def find_policy(path: Path, checkpoint: str) -> Found:
         raise ConfigError(f"checkpoint: {run.path} has no {file.name} yet (the run is {run.status})")
     if not run.status.startswith(("DONE", "RUNNING")):
         print(f"mtrl: note: this run is marked {run.status}", file=sys.stderr)
-    return Found(load_policy(file), str(path), checkpoint, run.status, in_run=True)
+    return Found(load_policy(file), str(path), checkpoint, run.status)

@@ -28,9 +28,7 @@ def main(arguments: list[str]) -> int:
         "--checkpoint", choices=["best", "last"], default="last", help="which policy of a run"
     )
     parser.add_argument("--seed", type=int, help="draw other goals than the run's")
-    parser.add_argument(
-        "--suite", type=str, help="my_module:make_tasks, where the file of a policy names it: its code is run"
-    )
+    parser.add_import()
     args = parser.parse_args(arguments)
     for key, value, low, high in (
         ("episodes", args.episodes, 1, 100), ("tile", args.tile, 64, 1024), ("seed", args.seed or 0, 0, 2**63 - 1),
@@ -42,7 +40,7 @@ def main(arguments: list[str]) -> int:
     beside = (place if place.is_dir() else place.parent) / "video.mp4"
     out = path_of("out", args.out) if args.out else beside
     found = find_policy(place, args.checkpoint)
-    protocol, seed = protocol_of(found, args.seed, args.suite)
+    protocol, seed = protocol_of(found, args.seed)
     scores = shoot(found.policy, protocol, seed, out, args.episodes, args.task, args.tile)
     show(scores_table(scores, f"what {out} shows"))
     return 0

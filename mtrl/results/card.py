@@ -67,7 +67,7 @@ def model_card(
     steps = evaluation["steps_per_task"]
     differing = "\n".join(f"| {key} | `{value}` |" for key, value in settings.items())
     versions = ", ".join(f"{key} {value}" for key, value in dict(meta.get("versions") or {}).items())
-    suite = f" --suite {protocol['suite']}" if ":" in protocol["suite"] else ""
+    suite = f" --import {protocol['suite'].partition(':')[0]}" if ":" in protocol["suite"] else ""
     return f"""---
 {data.to_yaml()}
 ---
