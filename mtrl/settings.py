@@ -182,8 +182,13 @@ def load_yaml(text: str, what: str, dotted: bool = False) -> Any:
         ConfigError: it is no YAML, or larger or deeper than a config ever is, its references followed.
     """
     try:
-        if any(getattr(event, "tag", None) for event in yaml.parse(text, Loader=Loader)):
-            raise ConfigError(f"{what} has a tag (!…); settings are plain values")
+        depth = 0
+        for event in yaml.parse(text, Loader=Loader):  # one by one: nothing nested has been made yet
+            if getattr(event, "tag", None):
+                raise ConfigError(f"{what} has a tag (!…); settings are plain values")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MOST_DEPTH + 1:
+                raise ConfigError(f"{what} is nested deeper than {MOST_DEPTH} levels")
         if count_values(yaml.compose(text, Loader=Loader), {}) > MOST_VALUES:
             raise ConfigError(f"{what} has more than {MOST_VALUES} values, its references followed")
         content = yaml.load(text, Loader=Loader)
