@@ -604,14 +604,13 @@ def changed_settings(before: Path, now: str) -> list[str]:
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
 
 
-def explained(cls: type = TrainConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def explained(default: Any = TrainConfig(), prefix: str = "") -> Iterator[tuple[str, str, str]]:  # noqa: B008
     """Every setting's dotted name, default, and what its class's docstring says of it."""
-    texts = described(cls)
-    default = cls()
-    for name, hint in fields_of(cls).items():
+    texts = described(type(default))
+    for name, hint in fields_of(type(default)).items():
         value = getattr(default, name)
         if dataclasses.is_dataclass(hint):
-            yield from explained(_class(hint), f"{prefix}{name}.")
+            yield from explained(value, f"{prefix}{name}.")
         else:
             yield prefix + name, shown(plain(value)).strip("'"), texts.get(name, "")
 

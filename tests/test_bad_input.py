@@ -139,7 +139,7 @@ def test_a_bad_command_line_is_answered_with_what_would_be_valid(refused, argume
         (["--json=/nowhere/file"], "json: /nowhere/file cannot be written (No such file or directory)"),
         (["--episodes=0"], "episodes: 0 is not valid; it must be >= 1"),
         (["--episodes=4"], "episodes: 4 is not valid; it must be <= 3, the goals of each task in point-"),
-        (["--seed=-1"], "seed: -1 is not valid; it must be >= 0"),
+        (["--seed=-1"], "seed: -1 is not valid; it must be from 0 to 2**63 - 1"),
         (["--workers=some"], "workers: 'some' is not valid"),
         (["--checkpoint=first"], "checkpoint"),
     ],

@@ -157,6 +157,8 @@ def check_resumable(run: RunFolder, request: Request) -> list[str]:
 def build(config: TrainConfig, protocol: Protocol, device: torch.device) -> tuple[Trainer, SuiteVecEnv]:
     """The trainer of a config, and environments to evaluate on."""
     names = protocol.task_names
+    if config.video_every:  # refused now, not after an hour
+        make_suite(protocol, seed=config.seed, evaluation=True, render_mode="rgb_array").close()
     envs = make_suite(protocol, seed=config.seed, workers=config.workers)
     obs_dim, action_dim = envs.observation_dim, envs.action_dim
     require_memory(config, obs_dim, action_dim, len(names), device)

@@ -51,15 +51,17 @@ def cosine_figure(panels: Mapping[str, Array], task_names: Sequence[str]) -> Fig
     figure = new_figure(size * columns + 1.2, size * rows + 0.4)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, (title, cosines) in zip(grid.flat, panels.items(), strict=False):
-        image = axes.imshow(np.ma.masked_invalid(cosines), norm=SymLogNorm(0.1, vmin=-1, vmax=1), cmap="RdBu")
+        scale = SymLogNorm(0.1, vmin=-1, vmax=1)  # half of its colours lie within ±.1
+        image = axes.imshow(np.ma.masked_invalid(cosines), norm=scale, cmap="RdBu")
         axes.set_title(title)
         axes.set_xticks(range(len(short)), short, rotation=90)
         axes.set_yticks(range(len(short)), short)
-        if len(task_names) <= 15:
+        if len(short) <= 15:
             for i, j in zip(*np.where(~np.eye(len(cosines), dtype=bool)), strict=True):
-                axes.text(j, i, short_number(cosines[i, j]), ha="center", va="center", fontsize=7)
+                ink = "white" if abs(scale(cosines[i, j]) - 0.5) > 0.25 else "black"
+                axes.text(j, i, short_number(cosines[i, j]), ha="center", va="center", fontsize=8, color=ink)
     marks = (-1, -0.3, -0.1, 0, 0.1, 0.3, 1)
-    bar = figure.colorbar(image, ax=grid, label="cosine of two tasks' gradients", ticks=marks)
+    bar = figure.colorbar(image, ax=grid, label="cosine of gradients", ticks=marks)
     bar.ax.set_yticklabels([f"{mark:g}" for mark in marks])
     bar.ax.minorticks_off()
     return figure

@@ -14,7 +14,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata
 from tiny_runs import STEPS, train
 
-from mtrl.envs import SuiteError
+from mtrl import cli
+from mtrl.envs import SuiteError, screen
 from mtrl.results.figures import cosine_figure, short_number
 from mtrl.run import session
 
@@ -48,7 +49,7 @@ def test_the_text_tells_command_commit_protocol_and_only_what_differs(run: Path)
     assert "| optimizer.name | `pcgrad` |" in told
     assert "| agent.gamma | `0.9` |" in told
     for left_out in ("agent.tau", "updates_per_step", "run_dir", "threads"):
-        assert left_out not in told
+        assert f"| {left_out} |" not in told
 
 
 def test_hyper_parameters_are_what_a_comparison_is_about(run: Path) -> None:
@@ -122,3 +123,16 @@ def test_a_cosine_of_a_tenth_is_seen() -> None:
     image = figure.axes[0].get_images()[0]
     faint, full = image.norm(0.1) - image.norm(0), image.norm(1) - image.norm(0)
     assert faint > full / 3
+
+
+def test_films_that_cannot_be_made_are_refused_before_a_run_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setattr(screen, "_works", lambda way: False)
+    screen.drawing.cache_clear()
+    arguments = ["--protocol.suite=reach-v3", "--video_every=60", f"--run_dir={tmp_path / 'r'}"]
+    assert cli.main(["train", *arguments, "--total_steps_per_task=1"]) == 2
+    screen.drawing.cache_clear()
+    assert "libosmesa6" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
