@@ -97,7 +97,7 @@ def test_what_is_not_there_or_not_through_is_no_data():
 
 def test_claims_of_an_effect_of_a_constant_of_failure_and_of_loss():
     arms = grid()
-    l2 = replace(CLAIMS["C4"], arms=[ARMS[1]])
+    l2 = replace(CLAIMS["C4"], arms=[ARMS[1]], reference=ARMS[0])
     assert judge(l2, grid(pcgrad=0.15)).verdict == SUPPORTED
     assert judge(l2, arms).verdict == CONTRADICTED
     differs = replace(CLAIMS["C6"], arms=[ARMS[1]], reference=ARMS[0])

@@ -72,7 +72,7 @@ def test_values_beyond_what_rewards_and_discount_permit_end_the_run(tmp_path, mo
         parameters = dict(trainer.agent.critic.tensors())
         with torch.no_grad():
             for number, amount in enumerate(by):
-                parameters[f"nets.{number}.output.bias"] += amount
+                parameters[f"nets.{number}.stack.output.bias"] += amount
 
     at_step(monkeypatch, 61, raise_values)
     assert train(tmp_path / "run") == 3
