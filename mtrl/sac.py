@@ -188,9 +188,9 @@ class MTSAC:
                 lambda: Critic(obs_dim, action_dim, T, config.critic, *task, architectures[1]), T, device
             )
         precision = choose_precision(config.precision, device)
-        kind = choose_kernels(config.kernels, device)
-        if not (actor.all_at_once and critic.all_at_once):
-            kind = "plain"  # written for one task: vmap makes them T
+        self.all_at_once = actor.all_at_once and critic.all_at_once
+        # what is written for one task alone, vmap makes T
+        kind = choose_kernels(config.kernels, device) if self.all_at_once else "plain"
         self.path = PLAIN if kind == "plain" else FACTORED
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         run = PlainLayers(dtype) if kind == "plain" else Chains(dtype, onednn=kind == "onednn")

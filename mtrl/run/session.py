@@ -95,6 +95,12 @@ class Session:
                 f"{self.trainer.agent.device}, {torch.get_num_threads()} thread(s), "
                 f"replay up to {replay:.2f} GB -> {run.path}"
             )
+            agent = self.trainer.agent
+            if self.config.agent.kernels != "plain" and not agent.all_at_once:
+                report(
+                    "note: this network is written for one task alone, so vmap runs it in stock torch: slower, and right "
+                    "(docs/networks.md)"
+                )
             if not self.envs.savable:
                 report(
                     "note: these envs have no get_state and set_state, so a run that goes on begins new episodes: "
