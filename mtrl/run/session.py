@@ -98,8 +98,8 @@ class Session:
             agent = self.trainer.agent
             if self.config.agent.kernels != "plain" and not agent.all_at_once:
                 report(
-                    "note: this network is written for one task alone, so vmap runs it in stock torch: slower, and right "
-                    "(docs/networks.md)"
+                    "note: this network is written for one task alone, so vmap runs it in stock torch: slower, "
+                    "and right (docs/networks.md)"
                 )
             if not self.envs.savable:
                 report(
