@@ -1,12 +1,14 @@
 """Kill (-9) a node of a Ray cluster in mid-sweep, then the driver; compare what is left with undisturbed runs.
 
     python benchmarks/kill_ray.py > docs/results/reliability/ray_kill.txt
+    python benchmarks/kill_ray.py point_methods --whole runs     # another experiment, whose runs `mtrl sweep` has made
 
 The cluster is several Ray nodes on this machine. A node is killed by its raylet; its workers end when they miss it.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import subprocess
 import sys
@@ -29,13 +31,20 @@ seeds: "0..1"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiment", nargs="?", help="of 4 runs with many checkpoints, without it")
+    parser.add_argument("--whole", type=Path, help="where its undisturbed runs are, or are made")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "kill.yaml").write_text(EXPERIMENT)
-        whole, pieces = folder / "whole", folder / "pieces"
-        command = [*SWEEP, str(folder / "kill.yaml")]
+        whole, pieces = args.whole or folder / "whole", folder / "pieces"
+        command = [*SWEEP, args.experiment or str(folder / "kill.yaml")]
         start = time.monotonic()
         subprocess.run([*command, f"--runs={whole}"], check=True, stdout=subprocess.DEVNULL)
+        whole /= args.experiment or "kill"
         say(f"undisturbed, on one machine: {len(policies(whole))} runs in {time.monotonic() - start:.0f} s")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         nodes = [cluster.add_node(num_cpus=1) for _ in range(NODES)]
@@ -62,6 +71,7 @@ def main() -> None:
             code = subprocess.run(command, stdout=output, stderr=output).returncode
         say(f"{time.monotonic() - start:.0f} s: the same command again ended with {code}")
         say(f"{len(policies(pieces, 'DONE'))} runs done, resumed {resumed(pieces)} times")
+        pieces /= args.experiment or "kill"
         say("policies are equal" if policies(whole) == policies(pieces) else "policies DIFFER")
         cluster.shutdown()
 
@@ -79,11 +89,13 @@ def wait_for(condition, driver: subprocess.Popen | None) -> None:
 
 
 def training(root: Path) -> list[str]:
-    """Runs with a checkpoint that a process holds."""
+    """Runs in mid-training: with a checkpoint, and steps that are logged."""
     return [
         f"{run.parent.name}/{run.name}"
         for run in sorted(root.glob("*/*/seed*"))
-        if read_status(run) == "RUNNING" and len(list(run.glob("checkpoint/manifest-*.json"))) > 1
+        if read_status(run) == "RUNNING"
+        and list(run.glob("checkpoint/manifest-*.json"))
+        and (run / "progress.csv").exists()
     ]
 
 
@@ -93,10 +105,10 @@ def resumed(root: Path) -> int:
 
 
 def policies(root: Path, status: str = "") -> dict[str, str]:
-    """Checksums by run, of those with this status."""
+    """Checksums by run under a folder, of those with this status."""
     return {
         str(run.relative_to(root)): hashlib.sha256((run / "policy.safetensors").read_bytes()).hexdigest()
-        for run in sorted(root.glob("*/*/seed*"))
+        for run in sorted(root.glob("**/seed*"))
         if (run / "STATUS").is_file() and (run / "STATUS").read_text().startswith(status)
         and (run / "policy.safetensors").is_file()
     }  # fmt: skip
