@@ -439,9 +439,11 @@ class ProgressCallback(TrainerCallback):
         if self.evaluation.last is not None:
             status += f" · last evaluation {self.evaluation.last[1].mean_success:.2f}"
         assert self.progress is not None
-        self.progress.update(self.bar, completed=self.steps_per_task, status=status)
+        with contextlib.suppress(OSError):  # the terminal is gone, and its signal is still to come
+            self.progress.update(self.bar, completed=self.steps_per_task, status=status)
         return True
 
     def close(self) -> None:
         if self.progress is not None:
-            self.progress.stop()
+            with contextlib.suppress(OSError):
+                self.progress.stop()
