@@ -1,7 +1,7 @@
 """Kill (-9) a node of a Ray cluster in mid-sweep, then the driver; compare what is left with undisturbed runs.
 
     python benchmarks/kill_ray.py > docs/results/reliability/ray_kill.txt
-    python benchmarks/kill_ray.py point_methods --whole runs     # another experiment, whose runs `mtrl sweep` has made
+    python benchmarks/kill_ray.py point_methods --whole runs > docs/results/reliability/ray_kill_point_methods.txt
 
 The cluster is several Ray nodes on this machine. A node is killed by its raylet; its workers end when they miss it.
 """
