@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--nice", type=int, default=0, help="lower their priority by this much, up to 19")
     parser.add_argument("--engine", choices=["local", "ray"], default="local", help="what runs them (local)")
     parser.add_argument("--address", help="of the Ray cluster: auto, or host:port; without it one is started")
+    parser.add_import()
     args = parser.parse_args(arguments)
     jobs = None if args.jobs == "auto" else whole_number("jobs", args.jobs, 1, 1024)
     if not 0 <= args.nice <= 19:

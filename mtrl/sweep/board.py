@@ -124,10 +124,9 @@ def state_of(run: Run) -> str:
 
 def steps_of(run: Run) -> int:
     """How far its log says it is, in steps per task."""
-    tasks = len(run.request.protocol.task_names)
     rows = list(csv.reader([tail(run.folder / "progress.csv")]))
     first = rows[0][0] if rows and rows[0] else ""
-    return int(first) // tasks if first.isdecimal() else 0
+    return int(first) if first.isdecimal() else 0
 
 
 def success_of(run: Run) -> float | None:

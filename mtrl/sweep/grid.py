@@ -25,9 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtrl import registry
 from mtrl.config import LONGEST_LABEL, ConfigError, nearest
 from mtrl.settings import (
     EXPERIMENTS,
+    WITH_OPTIONS,
     Request,
     check_keys,
     find_config,
@@ -267,6 +269,9 @@ def make_run(experiment: Experiment, arm: str, seed: int, folder: Path) -> Run:
     arguments = ["--config", experiment.base, "--run_dir", str(place), "--label", arm, "--seed", str(seed)]
     try:
         for key, value in experiment.arms[arm].items():
+            own = key.removesuffix(".name") in WITH_OPTIONS or key == "protocol.suite"
+            if own and ":" in str(value) and not str(value).startswith("torchjd:"):
+                registry.require_trusted(str(value))  # what a file names is not what a person typed
             arguments += [f"--{key}", as_text(key, value)]
         return Run(arm, seed, place, tuple(arguments), parse_train(arguments))
     except ValueError as error:  # ConfigError, SuiteError

@@ -88,3 +88,16 @@ def test_a_config_imports_nothing_unless_the_command_line_says_so(folder):
     allowed = mtrl(folder, "train", "--config", "mine.yaml", "--run_dir", "run", "--import", "evil")
     assert allowed.returncode == 2
     assert "evil has no MultiTaskOptimizer called 'Net'" in allowed.stderr
+
+
+def test_an_experiment_imports_nothing_unless_the_command_line_says_so(folder):
+    (folder / "evil.py").write_text("open('ran', 'w').close()\n")
+    (folder / "grid.yaml").write_text("base: point\narms: {a: {optimizer.name: 'evil:X'}}\nseeds: '0..0'\n")
+    refused = mtrl(folder, "sweep", "grid.yaml", "--list")
+    assert refused.returncode == 2
+    assert "--import evil" in refused.stderr
+    assert not (folder / "ran").exists()
+    (folder / "grid.yaml").write_text(
+        "base: point\narms: {a: {optimizer.name: 'my_methods:First'}}\nseeds: '0..0'\n"
+    )
+    assert mtrl(folder, "sweep", "grid.yaml", "--list", "--import", "my_methods").returncode == 0
