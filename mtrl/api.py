@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,9 @@ def run(
             *(["--allow_changes"] if allow_changes else []),
         ]
     )
-    start(request)
-    return RunFolder(folder_of(request))
+    run = RunFolder(folder_of(request))
+    start(replace(request, resume=run.path) if run.exists else request)  # a finished run is left as it is
+    return run
 
 
 def evaluate(
