@@ -146,7 +146,7 @@ def test_run_is_mtrl_train(tmp_path: Path) -> None:
     run = api.run(run_dir=str(tmp_path / "b"), agent={"tau": 0.01}, **settings())
     assert run.status == "DONE"
     assert written(run.path) == written(tmp_path / "a")
-    with pytest.raises(ConfigError, match="holds a finished run"):
+    with pytest.raises(ConfigError, match="is finished, and seed: 0 -> 1"):
         api.run(run_dir=str(tmp_path / "b"), seed=1, **settings())
     with pytest.raises(ConfigError, match=r"no setting 'agent.gama', did you mean 'agent.gamma'"):
         api.run(run_dir=str(tmp_path / "c"), agent={"gama": 0.9})
