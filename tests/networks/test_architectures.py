@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from own_networks import Mixture
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -513,5 +511,3 @@ def test_what_a_network_says_of_itself_is_complete():
         assert info.paper
         assert info.formula
         assert "\n" not in info.formula
-    assert issubclass(Mixture, Network)
-    assert asdict(ArchitectureConfig("mmoe", {"experts": 2})) == {"name": "mmoe", "options": {"experts": 2}}
