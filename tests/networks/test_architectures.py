@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import own_networks  # noqa: F401  # its classes are found where it is imported already
 import pytest
 import torch
 from torch import Tensor
