@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,14 @@ class Layer(NamedTuple):
     mask: Tensor | None = None
 
 
-LayerRunner = Callable[[Tensor, Sequence[Layer]], Tensor]
+class LayerRunner(Protocol):
+    """Who computes layers."""
+
+    def __call__(self, x: Tensor, layers: Sequence[Layer]) -> Tensor:
+        """``x [..., in]`` through the layers: ``[..., out]``."""
+
+    def each(self, x: Tensor, stacks: Sequence[Sequence[Layer]], own: bool = False) -> Tensor:
+        """K stacks of layers on the same ``x``, or each on its ``own x [K, ..., in]``: ``[K, ..., out]``."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,10 @@ class PlainLayers:
             if layer.activation is not None:
                 x = ACTIVATIONS[layer.activation](x)
         return x
+
+    def each(self, x: Tensor, stacks: Sequence[Sequence[Layer]], own: bool = False) -> Tensor:
+        """K stacks of layers on the same ``x``, or each on its ``own x [K, ..., in]``: ``[K, ..., out]``."""
+        return torch.stack([self(x[k] if own else x, layers) for k, layers in enumerate(stacks)])
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A weight ``[T, out, in]``, always with a bias, takes ``x [T, B, in]``."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -47,6 +49,79 @@ class Parameters(NamedTuple):
 
     def detach(self) -> Parameters:
         return self.map(Tensor.detach)
+
+
+ALIGN = 16  # numbers: vectors like to begin at multiples of 64 bytes
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A network's parameters in one buffer: what acts on all of them alike is one operation.
+
+    Attributes:
+        buffer: ``[P]``, zero between the parameters.
+        parameters: views of it.
+        parts: of the buffer.
+    """
+
+    buffer: Tensor
+    parameters: Parameters
+    parts: tuple[slice, ...]
+
+    @classmethod
+    def laid_out(cls, parameters: Parameters, *parts: Sequence[Sequence[str]]) -> Weights:
+        """Copies, in this order: parts of groups of names; a group's parameters follow each other without a gap."""
+        named, groups = dict(parameters.tensors()), []
+        for part in parts:
+            groups.append([torch.cat([named[name].detach().flatten() for name in group]) for group in part])
+        sizes = [sum(padded(len(group)) for group in part) for part in groups]
+        ends = list(itertools.accumulate(sizes))
+        first = next(iter(named.values()))
+        buffer = torch.zeros(ends[-1], dtype=first.dtype, device=first.device)
+        views, start = {}, 0
+        for name_groups, numbers in zip(parts, groups, strict=True):
+            for names, group in zip(name_groups, numbers, strict=True):
+                buffer[start : start + len(group)] = group
+                place = start
+                for name in names:
+                    views[name] = buffer[place : place + named[name].numel()].view(named[name].shape).detach()
+                    place += named[name].numel()
+                start += padded(len(group))
+        slices = tuple(slice(end - size, end) for size, end in zip(sizes, ends, strict=True))
+        return cls(
+            buffer,
+            Parameters({k: views[k] for k in parameters.shared}, {k: views[k] for k in parameters.private}),
+            slices,
+        )
+
+    def like(self, buffer: Tensor) -> Weights:
+        """The same places in another buffer."""
+        parameters = self.parameters.map(
+            lambda p: buffer.as_strided(p.shape, p.stride(), p.storage_offset()).detach()
+        )
+        return Weights(buffer, parameters, self.parts)
+
+    def copy(self) -> Weights:
+        return self.like(self.buffer.clone())
+
+    def tensors(self) -> list[Tensor]:
+        return [p for _, p in self.parameters.tensors()]
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over the numbers of ``parameters._asdict()``."""
+        for kind, tensors in self.parameters._asdict().items():
+            for name, tensor in tensors.items():
+                tensor.copy_(state[kind][name])
+
+    @torch.no_grad()
+    def follow(self, learned: Weights, tau: float) -> None:
+        """``self ← (1 − tau) self + tau learned``: an exponential moving average."""
+        self.buffer.lerp_(learned.buffer, tau)
+
+
+def padded(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN
 
 
 def call(module: TaskModule, parameters: Parameters, *args: Any, method: str = "forward") -> Any:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from mtrl.config import AgentConfig, ConfigError, NetworkConfig
-from mtrl.conflict import measure_conflict
+from mtrl.fast.casts import Casts
 from mtrl.fast.chain import Chains
-from mtrl.gradients import FACTORED, PLAIN, Gradient, multitask_gradient, task_share
+from mtrl.gradients import FACTORED, PLAIN, Gradient
 from mtrl.layers import PlainLayers
+from mtrl.learner import Learner, decayed
 from mtrl.machine import choose_kernels, choose_precision
 from mtrl.networks import (
     Actor,
@@ -29,11 +30,14 @@ from mtrl.networks import (
     LayerModule,
     Masks,
     Parameters,
+    TaskNetwork,
     call,
+    layer_groups,
     make_parameters,
     squashed_sample,
 )
 from mtrl.optimizers import MultiTaskOptimizer, Scalarization, make_optimizer
+from mtrl.parameters import Weights
 from mtrl.policy import Policy
 from mtrl.replay import Batch
 from mtrl.rewards import make_reward_scale
@@ -181,38 +185,22 @@ class MTSAC:
         architectures = [config.architecture(part) for part in (config.actor, config.critic)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(seed, "networks"))
-            actor, self.actor = make_parameters(
+            actor_net, actor = make_parameters(
                 lambda: Actor(obs_dim, action_dim, T, config.actor, *task, architectures[0]), T, device
             )
-            critic, self.critic = make_parameters(
+            critic_net, critic = make_parameters(
                 lambda: Critic(obs_dim, action_dim, T, config.critic, *task, architectures[1]), T, device
             )
         precision = choose_precision(config.precision, device)
-        self.all_at_once = actor.all_at_once and critic.all_at_once
+        self.all_at_once = actor_net.all_at_once and critic_net.all_at_once
         # what is written for one task alone, vmap makes T
         kind = choose_kernels(config.kernels, device) if self.all_at_once else "plain"
         self.path = PLAIN if kind == "plain" else FACTORED
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        run = PlainLayers(dtype) if kind == "plain" else Chains(dtype, onednn=kind == "onednn")
-        for module in (*actor.modules(), *critic.modules()):
-            if isinstance(module, LayerModule):
-                module.run = run
-        self.nets = Networks(actor, critic)
-        self.target = self.critic.map(lambda p: p.detach().clone())
-        log_alpha = {
-            "log_alpha": torch.full(
-                (1,) if config.temperature.shared else (T, 1), config.temperature.initial, device=device
-            ).log().requires_grad_()
-        }  # fmt: skip
-        self.temperature = (
-            Parameters(log_alpha, {}) if config.temperature.shared else Parameters({}, log_alpha)
-        )
-        with torch.device("meta"):  # acts in float32 whatever the update's precision, as a loaded file does
-            acting = Actor(obs_dim, action_dim, T, config.actor, *task, architectures[0])
-        averages = config.policy_tau < 1
-        self.averaged = self.actor.map(lambda p: p.detach().clone()) if averages else self.actor
-        self.explorer = Policy(acting, self.actor, task_names, obs_dim, action_dim)
-        self.policy = Policy(acting, self.averaged, task_names, obs_dim, action_dim, info)
+        self.nets = Networks(actor_net, critic_net)
+
+        shared, initial = config.temperature.shared, config.temperature.initial
+        log_alpha = {"log_alpha": torch.full((1,) if shared else (T, 1), initial, device=device).log()}
+        temperature = Parameters(log_alpha, {}) if shared else Parameters({}, log_alpha)
 
         def method(name: str, network: str) -> MultiTaskOptimizer:
             chosen = (options or {}) if name == optimizer else {}
@@ -226,18 +214,42 @@ class MTSAC:
 
         # one shared temperature is all that there is to combine
         combine = config.temperature.combine and config.temperature.shared and apply_to == "both"
-        self.methods = {
-            "critic": method(name_for("critic"), "critic"),
-            "actor": method(name_for("actor"), "actor"),
-            "temperature": method(name_for("actor") if combine else "unitary", "temperature"),
-        }
-        self.steps = {
-            "critic": make_adam(self.critic, config.critic),
-            "actor": make_adam(self.actor, config.actor),
-            "temperature": torch.optim.Adam(
-                [p for _, p in self.temperature.tensors()], lr=config.temperature.learning_rate
+        chosen = method(name_for("actor") if combine else "unitary", "temperature")
+        # its parameter is in no layer: its own gradients, where they are wanted, are vmap's
+        path = self.path if isinstance(chosen, Scalarization) else PLAIN
+        self.learners = {
+            "critic": Learner(
+                laid_out(critic_net, critic, config.critic), method(name_for("critic"), "critic"), self.path,
+                config.critic.learning_rate, config.critic,
             ),
-        }
+            "actor": Learner(
+                laid_out(actor_net, actor, config.actor), method(name_for("actor"), "actor"), self.path,
+                config.actor.learning_rate, config.actor,
+            ),
+            "temperature": Learner(
+                Weights.laid_out(temperature, [], [["log_alpha"]]), chosen, path, config.temperature.learning_rate
+            ),
+        }  # fmt: skip
+        learned = {name: learner.weights for name, learner in self.learners.items()}
+        self.averages = {"target": (learned["critic"].copy(), learned["critic"], config.tau)}
+        if config.policy_tau < 1:
+            self.averages["averaged"] = (learned["actor"].copy(), learned["actor"], config.policy_tau)
+        self.actor, self.critic, self.temperature = (
+            learned[name].parameters for name in ("actor", "critic", "temperature")
+        )
+        self.target = self.averages["target"][0].parameters
+        self.averaged = self.averages["averaged"][0].parameters if "averaged" in self.averages else self.actor
+
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        buffers = [learned["critic"].buffer, learned["actor"].buffer, self.averages["target"][0].buffer]
+        run = PlainLayers(dtype) if kind == "plain" else Chains(dtype, kind == "onednn", Casts(buffers))
+        for module in (*actor_net.modules(), *critic_net.modules()):
+            if isinstance(module, LayerModule):
+                module.run = run
+        with torch.device("meta"):  # acts in float32 whatever the update's precision, as a loaded file does
+            acting = Actor(obs_dim, action_dim, T, config.actor, *task, architectures[0])
+        self.explorer = Policy(acting, self.actor, task_names, obs_dim, action_dim)
+        self.policy = Policy(acting, self.averaged, task_names, obs_dim, action_dim, info)
         self.rewards = make_reward_scale(
             config.reward_scale, T, config.gamma, abs(self.target_entropy), config.ema_coefficient
         )
@@ -315,120 +327,57 @@ class MTSAC:
             )  # fmt: skip
 
         metrics: dict[str, Any] = {"alpha": alpha, "reward_scale": scale}
-        critic = self._step(
-            "critic", partial(critic_loss, nets=self.nets), self.critic, self.config.critic,
-            (self.one_hot, batch, target, noise.critic_masks), present, diagnose, metrics,
-        )  # fmt: skip
-        actor = self._step(
-            "actor", partial(actor_loss, nets=self.nets), self.actor, self.config.actor,
-            (
-                self.critic.detach(), alpha, self.one_hot, batch,
-                noise.action, noise.actor_masks, noise.actor_critic_masks,
-            ),
-            present, diagnose, metrics,
+
+        def step(name: str, loss: Any, *inputs: Any) -> Gradient:
+            gradient, conflict = self.learners[name].step(loss, *inputs, present=present, diagnose=diagnose)
+            metrics[f"{name}_loss"], metrics[f"{name}_weights"] = gradient.losses, gradient.weights
+            metrics[f"{name}_finite"] = gradient.finite
+            if conflict is not None:
+                metrics[f"conflict_{name}"] = conflict
+            return gradient
+
+        critic = step(
+            "critic", partial(critic_loss, nets=self.nets), self.one_hot, batch, target, noise.critic_masks
+        )
+        actor = step(
+            "actor", partial(actor_loss, nets=self.nets),
+            self.critic.detach(), alpha, self.one_hot, batch,
+            noise.action, noise.actor_masks, noise.actor_critic_masks,
         )  # fmt: skip
         temperature = partial(
             temperature_loss, target_entropy=self.target_entropy,
             through_alpha=self.config.temperature.loss == "alpha",
         )  # fmt: skip
-        self._step("temperature", temperature, self.temperature, None, (actor.aux,), present, False, {})
-        follow(self.target, self.critic, self.config.tau)
-        if self.averaged is not self.actor:
-            follow(self.averaged, self.actor, self.config.policy_tau)
+        self.learners["temperature"].step(temperature, actor.aux, present=present)
+        for average, learned, tau in self.averages.values():
+            average.follow(learned, tau)
         return {**metrics, "q": critic.aux, "log_prob": actor.aux}
-
-    def _step(
-        self, name: str, loss: Any, params: Parameters, config: NetworkConfig | None, inputs: tuple[Any, ...],
-        present: Tensor | None, diagnose: bool, metrics: dict[str, Any],
-    ) -> Gradient:  # fmt: skip
-        """Loss → gradient → clip → Adam → the method's own step."""
-        method = self.methods[name]
-        # the temperature's parameter is in no layer: its own gradients, where they are wanted, are vmap's
-        path = PLAIN if params is self.temperature and not isinstance(method, Scalarization) else self.path
-        gradient = multitask_gradient(method, loss, params, *inputs, present=present, path=path)
-        metrics |= {
-            f"{name}_loss": gradient.losses,
-            f"{name}_weights": gradient.weights,
-            f"{name}_finite": gradient.finite,
-        }
-        if diagnose:
-            tasks = path.per_task(loss, params, *inputs)
-            metrics[f"conflict_{name}"] = measure_conflict(
-                tasks, gradient.params.shared, gradient.weights, task_share(tasks.losses, present)
-            )
-        for (_, p), (_, g) in zip(params.tensors(), gradient.params.tensors(), strict=True):
-            p.grad = laid_out_as(p, g)
-        if config is not None and config.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_([p for _, p in params.tensors()], config.max_grad_norm)
-        self.steps[name].step()
-        if method.needs_after_step:
-            with torch.no_grad():
-                method.after_step(path.over_tasks(loss, params, *inputs)[0])
-        return gradient
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes in training, generators included; no copies."""
         return {
-            **{name: p._asdict() for name, p in self._parameters().items()},
-            "steps": {name: step.state_dict() for name, step in self.steps.items()},
-            "methods": {name: method.state_dict() for name, method in self.methods.items()},
+            **{name: learner.state_dict() for name, learner in self.learners.items()},
+            "averages": {name: average.parameters._asdict() for name, (average, *_) in self.averages.items()},
             "rewards": self.rewards.state_dict(),
             "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`: bit for bit if configured the same, else with this agent's own settings."""
-        state = {"averaged": state["actor"], **state}  # an average that only begins now begins at its actor
-        with torch.no_grad():
-            for name, parameters in self._parameters().items():
-                for kind, tensors in parameters._asdict().items():
-                    for key, tensor in tensors.items():
-                        tensor.copy_(state[name][kind][key])
-        for name, step in self.steps.items():
-            groups = [{k: v for k, v in group.items() if k != "params"} for group in step.param_groups]
-            step.load_state_dict(state["steps"][name])
-            for group, own in zip(step.param_groups, groups, strict=True):
-                group.update(own)  # torch loads the learning rate and decay of the day it was saved
-            for parameter, memory in step.state.items():
-                for key, value in memory.items():
-                    if isinstance(value, Tensor) and value.shape == parameter.shape:
-                        memory[key] = laid_out_as(parameter, value)
-        for name, method in self.methods.items():
-            method.load_state_dict(state["methods"][name])
+        for name, learner in self.learners.items():
+            learner.load_state_dict(state[name])
+        for name, (average, *_) in self.averages.items():
+            # an average that only begins now begins at its actor
+            average.load(state["averages"].get(name, state["actor"]["parameters"]))
         self.rewards.load_state_dict(state["rewards"])
         self.generator.set_state(state["generator"].cpu())
 
-    def _parameters(self) -> dict[str, Parameters]:
-        learned = {
-            "actor": self.actor, "critic": self.critic, "target": self.target, "temperature": self.temperature,
-        }  # fmt: skip
-        return learned if self.averaged is self.actor else {**learned, "averaged": self.averaged}
 
-
-@torch.no_grad()
-def follow(average: Parameters, learned: Parameters, tau: float) -> None:
-    """``average ← (1 − tau) average + tau learned``, in place: an exponential moving average of weights."""
-    torch._foreach_lerp_([p for _, p in average.tensors()], [p for _, p in learned.tensors()], tau)
-
-
-def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient in memory of the parameter's layout: torch's fused optimizers read both as flat memory."""
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
-
-
-def make_adam(params: Parameters, config: NetworkConfig) -> torch.optim.Adam:
-    """Adam with L2 (``coupled``), or AdamW; decay acts on matrices, or ``as_published`` on everything."""
-    if config.decay_on == "as_published":
-        decayed = [p for _, p in params.tensors()]
-    else:
-        decayed = [p for p in params.shared.values() if p.dim() >= 2]
-        decayed += [p for p in params.private.values() if p.dim() >= 3]
-    chosen = {id(p) for p in decayed}
-    others = [p for _, p in params.tensors() if id(p) not in chosen]
-    kind = torch.optim.AdamW if config.decay == "decoupled" else torch.optim.Adam
-    return kind(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=config.learning_rate, fused=True,
-    )  # fmt: skip
+def laid_out(network: TaskNetwork, parameters: Parameters, config: NetworkConfig) -> Weights:
+    """Parameters in one buffer: those with weight decay first, and what one product takes next to each other."""
+    groups, chosen = layer_groups(network, network.private), decayed(parameters, config)
+    return Weights.laid_out(
+        parameters,
+        [group for group in groups if group[0] in chosen],
+        [group for group in groups if group[0] not in chosen],
+    )

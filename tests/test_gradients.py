@@ -302,9 +302,10 @@ def test_the_gramian_recombination_and_jacobian_agree_by_hand():
     # the first as factors of one row each: d = (1), (−1) by x = (1, 0), (1, −1)
     rows = {"a": torch.tensor([[[1.0, 0.0]], [[-1.0, 1.0]]]), "b": torch.tensor([[2.0], [0.0]])}
     factors = Factors(torch.tensor([[[1.0, 0.0]], [[1.0, -1.0]]]), torch.tensor([[[1.0]], [[-1.0]]]))
+    shapes = {name: row.shape[1:] for name, row in rows.items()}
     for tasks in (
         WholeRows(rows, {}, torch.zeros(2), None),
-        FactoredRows({"a": factors, "b": rows["b"]}, {}, torch.zeros(2), None),
+        FactoredRows(shapes, {"a": factors}, {"b": rows["b"]}, {}, torch.zeros(2), None),
     ):
         assert tasks.gramian().tolist() == [[5, -1], [-1, 2]]
         assert jacobian(tasks.rows()).tolist() == [[1, 0, 2], [-1, 1, 0]]

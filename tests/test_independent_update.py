@@ -39,11 +39,11 @@ def agent_of(
         gamma=GAMMA, tau=0.1, policy_tau=0.2, task_input=task_input, embedding_dim=2, reward_scale=scale,
         precision="fp32", kernels=kernels,
     )  # fmt: skip
-    agent = MTSAC(D, A, tuple("abc"), config, optimizer=method, seed=3)
-    for parameters in agent._parameters().values():
-        for _, p in parameters.tensors():
-            p.data = p.data.double()
-    agent.one_hot = agent.one_hot.double()
+    torch.set_default_dtype(torch.float64)
+    try:
+        agent = MTSAC(D, A, tuple("abc"), config, optimizer=method, seed=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
     for rewards in SEEN:
         agent.rewards.observe(rewards, torch.zeros(T))
     return agent
@@ -71,7 +71,7 @@ def independent(
     generators = {}
     for network in ("critic", "actor"):
         generators[network] = torch.Generator()
-        generators[network].set_state(agent.methods[network].generator.get_state())
+        generators[network].set_state(agent.learners[network].method.generator.get_state())
     shared_alpha = agent.config.temperature.shared
     state = State(
         copied(agent.actor, True), copied(agent.critic, True), copied(agent.target, False),

@@ -17,9 +17,11 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch.distributions import Normal
 
 from mtrl.config import ActorConfig, CriticConfig, NetworkConfig
-from mtrl.gradients import multitask_gradient
+from mtrl.gradients import PLAIN, multitask_gradient
+from mtrl.learner import Learner
 from mtrl.networks import Actor, Critic, Parameters, call, squashed_sample
 from mtrl.optimizers import OPTIMIZERS, make_optimizer
+from mtrl.parameters import Weights
 from mtrl.replay import Batch
 from mtrl.sac import (
     MTSAC,
@@ -27,7 +29,6 @@ from mtrl.sac import (
     Noise,
     actor_loss,
     critic_loss,
-    make_adam,
     mean,
     td_target,
     temperature_loss,
@@ -408,7 +409,7 @@ def test_pcgrad_on_a_shared_temperature_is_zero_when_two_tasks_disagree():
 def test_the_temperatures_method_is_the_mean_unless_it_is_asked_to_combine(make_agent):
     for combine, expected in ((False, "unitary"), (True, "pcgrad")):
         agent = make_agent(optimizer="pcgrad", temperature={"shared": True, "combine": combine})
-        assert type(agent.methods["temperature"]) is OPTIMIZERS[expected]
+        assert type(agent.learners["temperature"].method) is OPTIMIZERS[expected]
 
 
 @pytest.mark.parametrize("optimizer", ["pcgrad", "graddrop", "unitary", "famo"])
@@ -418,7 +419,7 @@ def test_combining_temperatures_works_with_every_kind_of_method(make_agent, make
     agent.update(make_batch())
     assert agent.alpha.isfinite().all()
     combines = shared and optimizer != "famo"  # whose losses must be positive
-    assert type(agent.methods["temperature"]) is OPTIMIZERS[optimizer if combines else "unitary"]
+    assert type(agent.learners["temperature"].method) is OPTIMIZERS[optimizer if combines else "unitary"]
     if not shared:  # private: no method combines them
         torch.testing.assert_close(
             agent.alpha.log() - math.log(0.1), torch.full((3,), -3e-4), rtol=1e-2, atol=0
@@ -428,8 +429,8 @@ def test_combining_temperatures_works_with_every_kind_of_method(make_agent, make
 def test_methods_for_positive_losses_leave_the_actor_the_mean(make_agent):
     for name in ("famo", "uncertainty"):
         agent = make_agent(optimizer=name)
-        assert type(agent.methods["critic"]) is OPTIMIZERS[name]
-        assert type(agent.methods["actor"]) is OPTIMIZERS["unitary"]
+        assert type(agent.learners["critic"].method) is OPTIMIZERS[name]
+        assert type(agent.learners["actor"].method) is OPTIMIZERS["unitary"]
 
 
 def test_a_method_that_wants_the_losses_after_the_step_gets_them_on_the_same_batch_and_noise(
@@ -437,7 +438,7 @@ def test_a_method_that_wants_the_losses_after_the_step_gets_them_on_the_same_bat
 ):
     agent = make_agent(optimizer="famo", gamma=0.0, critic={"dropout": 0.2, "learning_rate": 0.05})
     batch, noise, got = make_batch(), agent.draw_noise(5), []
-    monkeypatch.setattr(agent.methods["critic"], "after_step", got.append)
+    monkeypatch.setattr(agent.learners["critic"].method, "after_step", got.append)
     before = agent.update(batch, noise)["critic_loss"]
     (after,) = got
     inputs = (agent.one_hot, batch, batch.rewards, noise.critic_masks)  # γ = 0: the target is the reward
@@ -448,15 +449,12 @@ def test_a_method_that_wants_the_losses_after_the_step_gets_them_on_the_same_bat
 
 @pytest.mark.parametrize("task_input", ["one_hot", "heads", "embedding"])
 def test_weight_decay_acts_on_matrices_only(make_agent, task_input):
-    agent = make_agent(task_input=task_input)
-    config = NetworkConfig(weight_decay=0.1, learning_rate=0.01)
+    agent = make_agent(task_input=task_input, critic={"weight_decay": 0.1, "learning_rate": 0.01})
     before = agent.critic.map(lambda p: p.detach().clone())
-    step = make_adam(agent.critic, config)
-    for _, p in agent.critic.tensors():
-        with torch.no_grad():
+    with torch.no_grad():
+        for _, p in agent.critic.tensors():
             p += 1  # no zeros
-        p.grad = torch.zeros_like(p)
-    step.step()
+    agent.learners["critic"].adam.step()  # without a gradient
     seen = set()
     for (name, old), (_, new) in zip(before.tensors(), agent.critic.tensors(), strict=True):
         matrix = name.endswith("weight") and "norms" not in name
@@ -475,20 +473,20 @@ def test_coupled_decay_is_normalised_by_adam_and_decoupled_is_not(decay, expecte
         learning_rate=0.01, weight_decay=0 if decay == "none" else 0.1,
         decay="coupled" if decay == "coupled" else "decoupled",
     )  # fmt: skip
-    weight = torch.full((1, 1), 2.0, requires_grad=True)
-    weight.grad = torch.zeros(1, 1)
-    make_adam(Parameters({"w": weight}, {}), config).step()
-    assert weight.item() == pytest.approx(expected, rel=1e-6)
+    weights = Weights.laid_out(Parameters({"w": torch.full((1, 1), 2.0)}, {}), [["w"]], [])
+    learner = Learner(weights, make_optimizer("unitary", num_tasks=1), PLAIN, config.learning_rate, config)
+    learner.adam.step()
+    assert learner.parameters.shared["w"].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_actor_and_critic_have_their_own_learning_rate_and_decay(make_agent):
     agent = make_agent(
         actor={"learning_rate": 1e-3, "weight_decay": 0.2}, critic={"learning_rate": 1e-4, "decay": "coupled"}
     )
-    actor, critic = (agent.steps[name].param_groups[0] for name in ("actor", "critic"))
+    actor, critic = (agent.learners[name].adam.param_groups[0] for name in ("actor", "critic"))
     assert (actor["lr"], actor["weight_decay"], critic["lr"], critic["weight_decay"]) == (1e-3, 0.2, 1e-4, 0)
-    assert isinstance(agent.steps["actor"], torch.optim.AdamW)
-    assert not isinstance(agent.steps["critic"], torch.optim.AdamW)
+    assert isinstance(agent.learners["actor"].adam, torch.optim.AdamW)
+    assert not isinstance(agent.learners["critic"].adam, torch.optim.AdamW)
 
 
 @pytest.mark.parametrize("network", ["actor", "critic"])
@@ -627,7 +625,7 @@ def test_an_agent_that_goes_on_from_anothers_state_keeps_its_own_learning_rate_a
         temperature={"learning_rate": 0.0625},
     )
     agent.load_state_dict(other.state_dict())
-    decayed, others = agent.steps["critic"].param_groups
+    decayed, others = agent.learners["critic"].adam.param_groups
     assert (decayed["lr"], others["lr"], decayed["weight_decay"], others["weight_decay"]) == (
         1e-5,
         1e-5,
@@ -635,14 +633,18 @@ def test_an_agent_that_goes_on_from_anothers_state_keeps_its_own_learning_rate_a
         0,
     )
     assert decayed["decoupled_weight_decay"]
-    assert agent.steps["temperature"].param_groups[0]["lr"] == 0.0625
-    remembered = [one.steps["critic"].state_dict()["state"] for one in (agent, other)]
-    assert_same(*({key: state[key]["exp_avg"] for key in state} for state in remembered))
+    assert agent.learners["temperature"].adam.param_groups[0]["lr"] == 0.0625
+    assert_same(*(one.learners["critic"].state_dict()["moments"] for one in (agent, other)))
+    assert all(torch.equal(step, torch.ones(())) for step in agent.learners["critic"].steps)
 
 
 def test_no_method_draws_what_another_or_a_neighbouring_seeds_draws(make_agent):
     agents = [make_agent(optimizer="rlw", seed=seed) for seed in range(5)]
-    seeds = [method.generator.initial_seed() for agent in agents for method in agent.methods.values()]
+    seeds = [
+        method.generator.initial_seed()
+        for agent in agents
+        for method in (learner.method for learner in agent.learners.values())
+    ]
     assert len(set(seeds)) == 15
 
 
@@ -676,7 +678,10 @@ def test_no_two_streams_of_a_seed_or_of_its_neighbours_start_alike(make_agent):
     states = []
     for seed in (0, 1):
         agent = make_agent(seed=seed, optimizer="pcgrad")
-        generators = [agent.generator, *(method.generator for method in agent.methods.values())]
+        generators = [
+            agent.generator,
+            *(method.generator for method in (learner.method for learner in agent.learners.values())),
+        ]
         generators.append(TaskReplay(3, 10, 3, 2, seed=seed).generator)
         states += [bytes(generator.get_state().tolist()) for generator in generators]
         torch.manual_seed(seed)

@@ -1,7 +1,9 @@
 """Chains of layers as one operation with its own backward pass, which keeps tasks apart.
 
 A chain is linear → layer norm → relu, again and again, for all tasks' rows at once: ``R = T·B`` rows. What lies
-between two products stays in their dtype, and is one pass over each row (:mod:`mtrl.fast.rows`).
+between two products stays in their dtype, and is one pass over each row (:mod:`mtrl.fast.rows`). Chains of one shape
+that run next to each other (twin critics, experts, or one layer of each task's own) are G *groups* of one chain:
+``x [G, R, in]``, weights ``[G, out, in]``, one batched product for all.
 
 In a backward pass a row's gradient is that of its own task's loss alone, because no other task's loss has
 seen the row. So one pass over all rows holds every task's gradient: a linear layer's weight gradient is
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrl.fast import rows
-from mtrl.layers import ACTIVATIONS, Layer, PlainLayers, layer_norm
+from mtrl.fast.casts import Casts
+from mtrl.layers import ACTIVATIONS, Layer, layer_norm
 
 
 class Factors(NamedTuple):
@@ -45,14 +48,14 @@ class Factors(NamedTuple):
     def weighted(self, weights: Tensor) -> Tensor:
         """``Σ_t w_t · row_t`` of the weight, ``[out, in]``, in one product."""
         scaled = (self.d * weights.view(-1, 1, 1)).to(self.d.dtype)
-        return product(scaled.flatten(0, 1).t(), self.x.flatten(0, 1).t(), self.onednn)
+        return product(scaled.flatten(0, 1).mT[None], self.x.flatten(0, 1).mT[None], self.onednn)[0]
 
 
 class Tape:
     """What chains leave behind in a backward pass.
 
     Attributes:
-        num_tasks: T; rows are T equal, consecutive parts. To be known before the backward pass.
+        num_tasks: T; a group's rows are T equal, consecutive parts. To be known before the backward pass.
         left: by the id of a shared parameter: :class:`Factors` of a matrix, rows ``[T, n]`` of a vector.
     """
 
@@ -61,6 +64,8 @@ class Tape:
         self.left: dict[int, Factors | Tensor] = {}
 
     def put(self, parameter: Tensor, left: Factors | Tensor) -> None:
+        if not parameter.is_leaf:
+            raise ValueError("a layer's weight is computed from parameters: agent.kernels = plain takes it")
         if id(parameter) in self.left:
             raise ValueError("a shared parameter is used in two layers: agent.kernels = plain takes it")
         self.left[id(parameter)] = left
@@ -81,7 +86,7 @@ def taped() -> Iterator[Tape]:
 
 
 class Link(NamedTuple):
-    """Linear, layer norm and relu, each where there is one."""
+    """Linear, layer norm and relu, each where there is one; all shared, or all of each task's own."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -98,140 +103,229 @@ class Chains:
         dtype: of the matrix products. In bfloat16 a layer norm's or relu's result that goes straight into the
             next product is rounded for it, and so is its gradient; nothing else is.
         onednn: oneDNN's products and compiled passes over rows, on a processor; else torch's.
+        casts: the buffers that parameters lie in.
     """
 
     dtype: torch.dtype = torch.float32
     onednn: bool = False
+    casts: Casts = field(default_factory=Casts)
 
     def __call__(self, x: Tensor, layers: Sequence[Layer]) -> Tensor:
         """``[T, B, in]`` → ``[T, B, out]``; weights ``[out, in]``, or one per task ``[T, out, in]``."""
-        links: list[Link] = []
-        for weight, bias, gamma, beta, activation, mask in layers:
-            own_norm = gamma is not None and gamma.dim() == 2
-            if weight.dim() == 2 and mask is None and activation in (None, "relu") and not own_norm:
-                links.append(Link(weight, bias, gamma, beta, activation == "relu"))
+        chain: list[Link] = []
+        per_task = False
+        for layer in layers:
+            weight, bias, gamma, beta, activation, mask = layer
+            if chain and per_task != (weight.dim() == 3):
+                x, chain = self._run(x, [chain], per_task), []
+            per_task = weight.dim() == 3
+            if fits(layer):
+                chain.append(Link(weight, bias, gamma, beta, activation == "relu"))
                 continue
-            if weight.dim() == 3:
-                x = PlainLayers(self.dtype).linear(self._run(x, links), weight, bias)
-            else:
-                x = self._run(x, [*links, Link(weight, bias)])
+            x, chain = self._run(x, [[*chain, Link(weight, bias)]], per_task), []
             x = x if mask is None else x * mask
             if gamma is not None:
-                x = layer_norm(x, gamma, beta) if own_norm else self._run(x, [Link(None, None, gamma, beta)])
+                own = gamma.dim() == 2
+                x = layer_norm(x, gamma, beta) if own else self._run(x, [[Link(None, None, gamma, beta)]])
             x = x if activation is None else ACTIVATIONS[activation](x)
-            links = []
-        return self._run(x, links)
+        return self._run(x, [chain], per_task) if chain else x
 
-    def _run(self, x: Tensor, links: Sequence[Link]) -> Tensor:
-        if not links:
-            return x
-        narrow = x.dtype if self.dtype == torch.float32 else self.dtype
-        how = How(narrow, x.dtype, self.onednn and narrow in rows.DTYPES and x.device.type == "cpu", _tape)
-        tensors = [tensor for link in links for tensor in link[:4]]
-        y: Tensor = _Chain.apply(how, [link.relu for link in links], x.flatten(0, -2), *tensors)  # type: ignore[no-untyped-call]
-        return y.view(*x.shape[:-1], -1)
+    def each(self, x: Tensor, stacks: Sequence[Sequence[Layer]], own: bool = False) -> Tensor:
+        """K stacks of layers on the same ``x``, or each on its ``own x [K, T, B, in]``: ``[K, T, B, out]``."""
+        # oneDNN has no batched product in float32, and MKL's takes twice as long
+        slow = self.onednn and self._narrow(x) == torch.float32
+        if slow or len(stacks) == 1 or not alike(stacks):
+            return torch.stack([self(x[k] if own else x, layers) for k, layers in enumerate(stacks)])
+        links = [[Link(*layer[:4], layer.activation == "relu") for layer in layers] for layers in stacks]
+        return self._run(x, links, stacks[0][0].weight.dim() == 3, own)
+
+    def _narrow(self, x: Tensor) -> torch.dtype:
+        return x.dtype if self.dtype == torch.float32 else self.dtype
+
+    def _run(
+        self, x: Tensor, stacks: Sequence[Sequence[Link]], per_task: bool = False, own: bool = False
+    ) -> Tensor:
+        """``[T, B, out]`` of one stack, ``[K, T, B, out]`` of more; with ``per_task``, weights are each task's own."""
+        count, narrow = len(stacks), self._narrow(x)
+        onednn = self.onednn and narrow in rows.DTYPES and x.device.type == "cpu"
+        tape, relus = None if per_task else _tape, [link.relu for link in stacks[0]]
+        how = How(narrow, x.dtype, onednn, tape, self.casts, count, per_task, relus)
+        links = zip(*stacks, strict=True)
+        tensors = [link[slot] for same in links for slot in range(4) for link in same]
+        shape = x.shape[1:-1] if own else x.shape[:-1]
+        if not per_task:  # a group is a stack
+            x = x.flatten(1, -2) if own else x.flatten(0, -2).unsqueeze(0)
+        elif count > 1:  # a group is a stack of one task
+            x = (x if own else x.expand(count, *x.shape)).flatten(0, 1)
+        y: Tensor = _Chain.apply(how, x, *tensors)  # type: ignore[no-untyped-call]
+        return y.view(*shape, -1) if count == 1 else y.view(count, *shape, -1)
+
+
+def fits(layer: Layer) -> bool:
+    """Whether a layer is a link: no mask, relu or nothing, and all of it shared or all of each task's own."""
+    same = layer.gamma is None or layer.gamma.dim() == layer.weight.dim() - 1
+    return layer.mask is None and layer.activation in (None, "relu") and same
+
+
+def alike(stacks: Sequence[Sequence[Layer]]) -> bool:
+    """Whether stacks of the same widths can be the groups of one chain."""
+    first, *others = stacks
+    same = all(
+        layer.activation == one.activation and layer.mask is None
+        for stack in others
+        for layer, one in zip(stack, first, strict=True)
+    )
+    return same and all(map(fits, first)) and len({layer.weight.dim() for layer in first}) == 1
 
 
 class How(NamedTuple):
-    """How a chain is computed: the products' dtype, the results', whose operations, and who takes the gradients."""
+    """How a chain is computed: the products' dtype, the results', whose operations, and who takes the gradients.
+
+    ``stacks`` is their number; each gives every slot of a link (weight, bias, gamma, beta) one tensor, which
+    with ``per_task`` is one of each task's own, stacked.
+    """
 
     narrow: torch.dtype
     wide: torch.dtype
     onednn: bool
     tape: Tape | None
+    casts: Casts
+    stacks: int
+    per_task: bool
+    relus: list[bool]
 
 
 class _Chain(torch.autograd.Function):
-    """``x [R, in]`` through the links → ``[R, out]``, both of the wide dtype."""
+    """``x [G, R, in]``, or ``[1, R, in]`` for every group → ``[G, R, out]``, both of the wide dtype."""
 
     @staticmethod
-    def forward(ctx: Any, how: How, relus: list[bool], x: Tensor, *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, how: How, x: Tensor, *tensors: Tensor | None) -> Tensor:
+        def slot(place: int, dtype: torch.dtype) -> Tensor | None:
+            """``[G, ...]`` of the K stacks' tensors."""
+            found = tensors[place * how.stacks : (place + 1) * how.stacks]
+            if found[0] is None:
+                return None
+            stacked = how.casts.stacked(found, dtype)  # type: ignore[arg-type]
+            return stacked.flatten(0, 1) if how.per_task else stacked
+
         saved: list[Tensor | None] = []
-        links = [Link(*tensors[4 * i : 4 * i + 4], relu) for i, relu in enumerate(relus)]  # type: ignore[call-arg,arg-type]
-        for link in links:
-            weight = entered = None
-            if link.weight is not None:
-                entered, weight = x.to(how.narrow), link.weight.to(how.narrow)
-                bias = None if link.bias is None else link.bias.to(how.narrow)
-                x = linear(entered, weight, bias, link.relu and link.gamma is None, how.onednn)
+        number = len(how.relus)
+        for i, relu in enumerate(how.relus):
+            weight = slot(4 * i, how.narrow)
+            gamma, beta = slot(4 * i + 2, how.wide), slot(4 * i + 3, how.wide)
+            # a batched product has no bias: the pass over rows adds it
+            later = weight is not None and gamma is not None and len(weight) > 1
+            bias = slot(4 * i + 1, how.wide if later else how.narrow)
+            entered = None
+            if weight is not None:
+                entered = x.to(how.narrow)
+                x = linear(entered, weight, None if later else bias, relu and gamma is None, how.onednn)
             before, mean, rstd = x, None, None
-            if link.gamma is not None:
+            if gamma is not None:
+                assert beta is not None
                 # a result that goes straight into the next product is rounded for it, no other is
-                before = x if link is not links[-1] else x.to(how.wide)
-                x, mean, rstd = rows.norm_forward(before, link.gamma, link.beta, link.relu, how.onednn)
-            saved += [entered, weight, before, x if link.relu else None, mean, rstd]
-        ctx.save_for_backward(*saved, *(link.gamma for link in links))
-        ctx.how, ctx.relus, ctx.parameters = how, relus, tensors
+                before = x if i + 1 < number else x.to(how.wide)
+                x, mean, rstd = rows.norm_forward(
+                    before, bias if later else None, gamma, beta, relu, how.onednn
+                )
+            saved += [
+                entered,
+                weight,
+                before,
+                bias if later else None,
+                x if relu else None,
+                mean,
+                rstd,
+                gamma,
+            ]
+        ctx.save_for_backward(*saved)
+        ctx.how, ctx.parameters = how, tensors
         return x.to(how.wide)
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> Any:
         how: How = ctx.how
-        number, saved = len(ctx.relus), ctx.saved_tensors
-        found: list[Tensor | None] = [None] * (4 * number)
+        count, saved = how.stacks, ctx.saved_tensors
+        found: list[Tensor | None] = [None] * len(ctx.parameters)
         tasks = 1 if how.tape is None else how.tape.num_tasks
 
-        def give(place: int, left: Factors | Tensor) -> None:
-            """To the tape per task, or to autograd for all tasks."""
+        def give(place: int, left: Sequence[Factors] | Tensor) -> None:
+            """Each group's own: to the tape per task, or to autograd for all of its rows."""
+            start, end = place * count, (place + 1) * count
             if how.tape is not None:
-                how.tape.put(ctx.parameters[place], left)
+                for parameter, own in zip(ctx.parameters[start:end], left, strict=True):
+                    how.tape.put(parameter, own)
             else:
-                found[place] = left[0] if isinstance(left, Tensor) else left.rows()[0]
+                assert isinstance(left, Tensor)
+                shape = ctx.parameters[start].shape
+                found[start:end] = left.to(how.wide).reshape(count, *shape).unbind(0)
 
-        for i in reversed(range(number)):
-            entered, weight, before, after, mean, rstd = saved[6 * i : 6 * i + 6]
-            gamma = saved[6 * number + i]
-            wanted = ctx.needs_input_grad[3 + 4 * i] or ctx.needs_input_grad[3 + 4 * i + 2]
+        for i in reversed(range(len(how.relus))):
+            entered, weight, before, shift, after, mean, rstd, gamma = saved[8 * i : 8 * i + 8]
+            wanted = ctx.needs_input_grad[2 + (4 * i if gamma is None else 4 * i + 2) * count]
             if gamma is not None:
                 d = d.to(before.dtype)
-                d, sums = rows.norm_backward(d, before, after, mean, rstd, gamma, tasks, wanted, how.onednn)
+                d, sums = rows.norm_backward(
+                    d, before, shift, after, mean, rstd, gamma, tasks, wanted, how.onednn
+                )
                 if wanted:
-                    give(4 * i + 2, sums[:, 0])
-                    give(4 * i + 3, sums[:, 1])
+                    give(4 * i + 2, sums[:, :, 0])
+                    give(4 * i + 3, sums[:, :, 1])
             elif after is not None:
                 d = torch.ops.aten.threshold_backward(d.to(after.dtype), after, 0)
-            if weight is not None:
-                d = d.to(how.narrow)
-                if wanted:
-                    by_task = d.view(tasks, -1, d.shape[-1])
-                    if ctx.parameters[4 * i + 1] is not None:
-                        bias = sums[:, 2] if gamma is not None else by_task.sum(1).to(how.wide)
-                        give(4 * i + 1, bias)
-                    if how.tape is None:
-                        found[4 * i] = product(d.t(), entered.t(), how.onednn).to(how.wide)
-                    else:
-                        seen = entered.detach().view(tasks, -1, entered.shape[-1])
-                        give(4 * i, Factors(seen, by_task, how.onednn))
-                if i > 0 or ctx.needs_input_grad[2]:
-                    d = product(d, weight.t(), how.onednn)
-        return None, None, d.to(how.wide) if ctx.needs_input_grad[2] else None, *found
+            if weight is None:
+                continue
+            d = d.to(how.narrow)
+            if wanted:
+                by_task = d.view(len(d), tasks, -1, d.shape[-1])
+                seen = entered.expand(len(d), -1, -1)
+                if ctx.parameters[(4 * i + 1) * count] is not None:
+                    give(4 * i + 1, sums[:, :, 2] if gamma is not None else by_task.sum(2).to(how.wide))
+                if how.tape is None:
+                    give(4 * i, product(d.mT, seen.mT, how.onednn))
+                else:
+                    both = zip(seen.unflatten(1, (tasks, -1)), by_task, strict=True)
+                    give(4 * i, [Factors(x, own, how.onednn) for x, own in both])
+            if i > 0 or ctx.needs_input_grad[1]:
+                d = product(d, weight.mT, how.onednn)
+                if len(entered) < len(d):  # one input for all groups
+                    d = d.sum(0, keepdim=True, dtype=how.wide)
+        return None, d.to(how.wide) if ctx.needs_input_grad[1] else None, *found
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool, onednn: bool) -> Tensor:
-    """``[m, k]`` → ``[m, n]``, with relu where wanted."""
-    if onednn:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    """``[G or 1, R, k]`` by ``[G, n, k]`` → ``[G, R, n]``, with relu where wanted."""
+    if len(weight) > 1:
+        x = x.expand(len(weight), -1, -1)
+        y = torch.bmm(x, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
     else:
-        y = F.linear(x, weight, bias)
+        first = None if bias is None else bias[0]
+        if onednn:
+            y = torch.ops.mkldnn._linear_pointwise(x[0], weight[0], first, "none", [], "").unsqueeze(0)
+        else:
+            y = F.linear(x[0], weight[0], first).unsqueeze(0)
     return y.relu_() if relu else y  # oneDNN's own relu makes 0 of what is not a number
 
 
 def product(a: Tensor, b: Tensor, onednn: bool) -> Tensor:
-    """``a @ b.T``, ``[m, k]`` and ``[n, k]`` → ``[m, n]``."""
+    """``a @ b.T`` of each group, ``[G, m, k]`` and ``[G, n, k]`` → ``[G, m, n]``."""
+    if len(a) > 1:
+        return torch.bmm(a, b.mT)
     # in bfloat16 torch's own products go to oneDNN, by a quicker way for transposed arguments
     if onednn and a.dtype == torch.float32:
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-        return result
-    return a @ b.t()
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(a[0], b[0], None, "none", [], "")
+    else:
+        result = a[0] @ b[0].t()
+    return result.unsqueeze(0)
 
 
 def gramian(rows: Tensor, onednn: bool) -> Tensor:
     """``J Jᵀ`` ``[T, T]`` of rows ``[T, n]``."""
     half = len(rows) // 2
     if half < 10:  # below about 20 tasks one product is quicker than two smaller ones
-        return product(rows, rows, onednn)
+        return product(rows[None], rows[None], onednn)[0]
     gram = rows.new_empty(len(rows), len(rows))
-    gram[:, :half] = product(rows, rows[:half], onednn)
-    gram[half:, half:] = product(rows[half:], rows[half:], onednn)
+    gram[:, :half] = product(rows[None], rows[None, :half], onednn)[0]
+    gram[half:, half:] = product(rows[None, half:], rows[None, half:], onednn)[0]
     gram[:half, half:] = gram[half:, :half].T
     return gram

@@ -1,8 +1,8 @@
 """The passes of :mod:`mtrl.fast.rows`, compiled by numba. Importing this needs numba, and compiles or reads its cache.
 
-Arguments are addresses of contiguous arrays. ``x``, ``out``, ``d`` and ``dx`` are ``[R, n]`` of float32 or bfloat16,
-which numba knows as uint16; ``gamma``, ``beta`` ``[n]``, ``mean``, ``rstd`` ``[R]`` and ``sums`` ``[T, 3, n]`` are
-float32.
+Arguments are addresses of contiguous arrays. ``x``, ``out``, ``d`` and ``dx`` are ``[G, R, n]`` of float32 or bfloat16,
+which numba knows as uint16; ``bias``, ``gamma``, ``beta`` ``[G, n]``, ``mean``, ``rstd`` ``[G, R]`` and
+``sums`` ``[G, T, 3, n]`` are float32.
 """
 
 from __future__ import annotations
@@ -69,16 +69,26 @@ def _store(bits: Any, row: Any) -> Callable[[Any, Any], None]:
 
 
 def forward(
-    x_: Any, gamma_: Any, beta_: Any, out_: Any, mean_: Any, rstd_: Any, rows: int, n: int, relu: int
-) -> None:
-    x, out = carray(x_, (rows, n)), carray(out_, (rows, n))
-    gamma, beta = carray(gamma_, n), carray(beta_, n)
-    means, rstds = carray(mean_, rows), carray(rstd_, rows)
+    x_: Any, bias_: Any, gamma_: Any, beta_: Any, out_: Any, mean_: Any, rstd_: Any,
+    groups: int, rows: int, n: int, biased: int, relu: int,
+) -> None:  # fmt: skip
+    x, out = carray(x_, (groups * rows, n)), carray(out_, (groups * rows, n))
+    biases, gammas, betas = (
+        carray(bias_, (groups, n)),
+        carray(gamma_, (groups, n)),
+        carray(beta_, (groups, n)),
+    )
+    means, rstds = carray(mean_, groups * rows), carray(rstd_, groups * rows)
     bits = np.empty(n, np.uint32)
     v = bits.view(np.float32)
     low = ZERO if relu else -np.float32(np.inf)
-    for r in range(rows):
+    for r in range(groups * rows):
+        gamma, beta = gammas[r // rows], betas[r // rows]
         load(x[r], bits)
+        if biased:
+            bias = biases[r // rows]
+            for i in range(n):
+                v[i] += bias[i]
         total = ZERO
         for i in range(n):
             total += v[i]
@@ -96,23 +106,31 @@ def forward(
 
 
 def backward(
-    d_: Any, x_: Any, out_: Any, mean_: Any, rstd_: Any, gamma_: Any, dx_: Any, sums_: Any,
-    tasks: int, rows: int, n: int, relu: int, wanted: int,
+    d_: Any, x_: Any, bias_: Any, out_: Any, mean_: Any, rstd_: Any, gamma_: Any, dx_: Any, sums_: Any,
+    groups: int, tasks: int, rows: int, n: int, biased: int, relu: int, wanted: int,
 ) -> None:  # fmt: skip
-    shape = (tasks * rows, n)
+    parts = groups * tasks  # of rows that have sums of their own
+    shape = (parts * rows, n)
     d, x = carray(d_, shape), carray(x_, shape)
     out, dx = carray(out_, shape), carray(dx_, shape)
-    gamma, sums = carray(gamma_, n), carray(sums_, (tasks, 3, n))
-    means, rstds = carray(mean_, tasks * rows), carray(rstd_, tasks * rows)
+    biases, gammas = carray(bias_, (groups, n)), carray(gamma_, (groups, n))
+    sums = carray(sums_, (parts, 3, n))
+    means, rstds = carray(mean_, parts * rows), carray(rstd_, parts * rows)
     d_bits, x_bits, o_bits = np.empty(n, np.uint32), np.empty(n, np.uint32), np.empty(n, np.uint32)
     g, h, o = d_bits.view(np.float32), x_bits.view(np.float32), o_bits.view(np.float32)
-    for t in range(tasks):
-        to_gamma, to_beta, to_bias = sums[t, 0], sums[t, 1], sums[t, 2]
+    for part in range(parts):
+        gamma, bias = gammas[part // tasks], biases[part // tasks]
         if wanted:
-            sums[t] = ZERO
-        for r in range(t * rows, (t + 1) * rows):
+            sums[part] = ZERO
+            to_gamma, to_beta, to_bias = sums[part, 0], sums[part, 1], sums[part, 2]
+        else:
+            to_gamma, to_beta, to_bias = gamma, gamma, gamma  # never written
+        for r in range(part * rows, (part + 1) * rows):
             load(d[r], d_bits)
             load(x[r], x_bits)
+            if biased:
+                for i in range(n):
+                    h[i] += bias[i]
             mean, rstd = means[r], rstds[r]
             if relu:
                 load(out[r], o_bits)
@@ -153,9 +171,10 @@ FORWARD: dict[torch.dtype, Callable[..., None]] = {}
 BACKWARD: dict[torch.dtype, Callable[..., None]] = {}
 for _dtype, _number in ((torch.float32, types.float32), (torch.bfloat16, types.uint16)):
     _many, _exact = types.CPointer(_number), types.CPointer(types.float32)
-    _sizes, _flag = [types.int64, types.int64], types.int8
-    FORWARD[_dtype] = _compile(forward, [_many, _exact, _exact, _many, _exact, _exact, *_sizes, _flag])
+    FORWARD[_dtype] = _compile(
+        forward, [_many, *[_exact] * 3, _many, *[_exact] * 2, *[types.int64] * 3, *[types.int8] * 2]
+    )
     BACKWARD[_dtype] = _compile(
         backward,
-        [_many, _many, _many, _exact, _exact, _exact, _many, _exact, types.int64, *_sizes, _flag, _flag],
+        [_many, _many, _exact, _many, *[_exact] * 3, _many, _exact, *[types.int64] * 4, *[types.int8] * 3],
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,47 +28,67 @@ class FactoredRows:
     """Per-task gradients of which a matrix's rows are made when needed, one layer at a time.
 
     A Gramian keeps the rows that it had to make while the Jacobian is small (:data:`MOST_KEPT`), because to
-    combine them is ten times less work than to make their combination from the factors.
+    combine them is ten times less work than to make their combination from the factors. Vectors are short and many:
+    their rows are one matrix.
 
     In bfloat16 products each layer's part of a Gramian is rounded: docs/optimizers.md tells who minds.
 
     Args:
-        shared: :class:`Factors` of a matrix, or rows ``[T, n]`` of a vector, by parameter name.
+        shapes: of the shared parameters by name, in their order; what the losses do not depend on has gradient zero.
+        matrices: :class:`Factors` by name.
+        vectors: rows ``[T, n]`` by name.
     """
 
-    shared: dict[str, Factors | Tensor]
+    shapes: dict[str, torch.Size]
+    matrices: dict[str, Factors]
+    vectors: dict[str, Tensor]
     private: dict[str, Tensor]
     losses: Tensor
     aux: Any
     kept: Rows = field(default_factory=dict)
 
     def rows(self) -> Rows:
-        return {name: self._rows(name).to(self.losses.dtype) for name in self.shared}
+        matrices = {name: self._rows(name).to(self.losses.dtype) for name in self.matrices}
+        return self._of_all(self.vectors | matrices, len(self.losses))
 
     def gramian(self) -> Tensor:
         grams, size = [], 0
-        for name, part in self.shared.items():
+        for name, factors in self.matrices.items():
             rows = self._rows(name)
             size += rows.nbytes
             if size <= MOST_KEPT:
                 self.kept[name] = rows
-            onednn = isinstance(part, Factors) and part.onednn
-            grams.append(gramian(rows.flatten(1), onednn).to(self.losses.dtype))
+            grams.append(gramian(rows.flatten(1), factors.onednn).to(self.losses.dtype))
+        if self.vectors:
+            grams.append(gramian(self._short, onednn=False))
         return torch.stack(grams).sum(0)
 
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
         combined = {}
-        for name, part in self.shared.items():
-            if isinstance(part, Factors) and name not in self.kept:
-                combined[name] = part.weighted(weights)
+        if self.vectors:
+            sizes = [rows.shape[1] for rows in self.vectors.values()]
+            combined = dict(zip(self.vectors, torch.split(weights @ self._short, sizes), strict=True))
+        for name, factors in self.matrices.items():
+            if name in self.kept:
+                rows = self.kept[name]
+                matrix = (weights.to(rows.dtype) @ rows.flatten(1)).view(rows.shape[1:])
             else:
-                rows = self._rows(name)
-                combined[name] = (weights.to(rows.dtype) @ rows.flatten(1)).view(rows.shape[1:])
-        return {name: value.to(self.losses.dtype) for name, value in combined.items()}
+                matrix = factors.weighted(weights)
+            combined[name] = matrix.to(self.losses.dtype)
+        return self._of_all(combined)
+
+    @cached_property
+    def _short(self) -> Tensor:
+        return torch.cat(list(self.vectors.values()), 1)
 
     def _rows(self, name: str) -> Tensor:
-        part = self.shared[name]
-        return self.kept[name] if name in self.kept else part.rows() if isinstance(part, Factors) else part
+        return self.kept[name] if name in self.kept else self.matrices[name].rows()
+
+    def _of_all(self, found: dict[str, Tensor], *tasks: int) -> dict[str, Tensor]:
+        return {
+            name: found[name] if name in found else self.losses.new_zeros(*tasks, *shape)
+            for name, shape in self.shapes.items()
+        }
 
 
 def all_at_once(function: Callable[..., Any], *args: Any) -> Any:
@@ -100,16 +121,15 @@ def factored_gradients(
             raise ValueError(
                 f"{name} is used outside of its network's layers: agent.kernels = plain takes it"
             )
-    # what the losses do not depend on has left nothing
-    shared = {
-        name: tape.left[id(p)] if id(p) in tape.left else p.new_zeros(len(losses), *p.shape)
-        for name, p in params.shared.items()
-    }
+    left = {name: tape.left[id(p)] for name, p in params.shared.items() if id(p) in tape.left}
+    matrices = {name: part for name, part in left.items() if isinstance(part, Factors)}
+    vectors = {name: part for name, part in left.items() if isinstance(part, Tensor)}
     private = {
         name: torch.zeros_like(p) if grads[name] is None else grads[name]
         for name, p in params.private.items()
     }
-    return FactoredRows(shared, private, losses.detach(), detached(aux))
+    shapes = {name: p.shape for name, p in params.shared.items()}
+    return FactoredRows(shapes, matrices, vectors, private, losses.detach(), detached(aux))
 
 
 def detached(aux: Any) -> Any:

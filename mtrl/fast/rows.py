@@ -25,73 +25,83 @@ def available() -> bool:
 
 
 def norm_forward(
-    x: Tensor, gamma: Tensor, beta: Tensor | None, relu: bool, compiled: bool
+    x: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor, relu: bool, compiled: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Layer norm (Ba et al. 2016, arXiv 1607.06450), and relu where wanted: ``[R, n]`` → the same, in its dtype.
+    """Layer norm (Ba et al. 2016, arXiv 1607.06450) of ``x + bias``, and relu where wanted: ``[G, R, n]`` → the same.
 
-    Returns also the means and reciprocal standard deviations ``[R]`` that :func:`norm_backward` takes.
+    Args:
+        bias, gamma, beta: of each group of rows, ``[G, n]``.
+
+    Returns:
+        also what :func:`norm_backward` takes: the means and reciprocal standard deviations.
     """
-    assert beta is not None
+    groups, rows, n = x.shape
     if not compiled:
-        # CUDA's takes no parameters of another dtype than the input
-        wide = x if x.device.type == "cpu" else x.to(gamma.dtype)
-        y, mean, rstd = torch.native_layer_norm(wide, gamma.shape, gamma, beta, EPS)
+        y, mean, rstd = torch.native_layer_norm(shifted(x, bias, gamma), (n,), None, None, EPS)
+        y = torch.addcmul(beta.unsqueeze(1), y, gamma.unsqueeze(1))
         return (y.relu_() if relu else y).to(x.dtype), mean, rstd
     x = x.contiguous()
-    rows, n = x.shape
-    y, mean, rstd = torch.empty_like(x), gamma.new_empty(rows), gamma.new_empty(rows)
+    y, mean, rstd = torch.empty_like(x), gamma.new_empty(groups, rows), gamma.new_empty(groups, rows)
     from mtrl.fast.compiled import FORWARD  # compiles when it is first needed
 
     FORWARD[x.dtype](
-        x.data_ptr(), gamma.data_ptr(), beta.data_ptr(), y.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
-        rows, n, relu,
+        x.data_ptr(), (x if bias is None else bias).data_ptr(), gamma.data_ptr(), beta.data_ptr(),
+        y.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
+        groups, rows, n, bias is not None, relu,
     )  # fmt: skip
     return y, mean, rstd
 
 
 def norm_backward(
-    d: Tensor, x: Tensor, after: Tensor | None, mean: Tensor, rstd: Tensor, gamma: Tensor,
+    d: Tensor, x: Tensor, bias: Tensor | None, after: Tensor | None, mean: Tensor, rstd: Tensor, gamma: Tensor,
     tasks: int, wanted: bool, compiled: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradient of :func:`norm_forward` by ``x``, and its sums.
 
     Args:
-        d: gradient by the result, ``[R, n]``.
+        d: gradient by the result, ``[G, R, n]``.
         after: the result, where it went through relu.
-        tasks: T; rows are T equal, consecutive parts.
+        tasks: T; a group's rows are T equal, consecutive parts.
         wanted: whether the sums are.
 
     Returns:
-        ``[R, n]``, and per task the gradients of gamma, of beta, and of a bias that was added before:
-        ``[T, 3, n]``, empty where not wanted.
+        ``[G, R, n]``, and per task the gradients of gamma, of beta, and of a bias that was added before:
+        ``[G, T, 3, n]``, without any group where not wanted.
     """
     if not compiled:
-        return _eager_backward(d, x, after, mean, rstd, gamma, tasks, wanted)
-    rows, n = x.shape
+        return _eager_backward(d, shifted(x, bias, gamma), x.dtype, after, mean, rstd, gamma, tasks, wanted)
+    groups, rows, n = x.shape
     d, dx = d.contiguous(), torch.empty_like(x)
-    sums = gamma.new_empty(tasks if wanted else 0, 3, n)
+    sums = gamma.new_empty(groups if wanted else 0, tasks, 3, n)
     from mtrl.fast.compiled import BACKWARD
 
     BACKWARD[x.dtype](
-        d.data_ptr(), x.data_ptr(), x.data_ptr() if after is None else after.data_ptr(), mean.data_ptr(),
-        rstd.data_ptr(), gamma.data_ptr(), dx.data_ptr(), sums.data_ptr(), tasks, rows // tasks, n,
-        after is not None, wanted,
+        d.data_ptr(), x.data_ptr(), (x if bias is None else bias).data_ptr(),
+        (x if after is None else after).data_ptr(),
+        mean.data_ptr(), rstd.data_ptr(), gamma.data_ptr(), dx.data_ptr(), sums.data_ptr(),
+        groups, tasks, rows // tasks, n, bias is not None, after is not None, wanted,
     )  # fmt: skip
     return dx, sums
 
 
 def _eager_backward(
-    d: Tensor, x: Tensor, after: Tensor | None, mean: Tensor, rstd: Tensor, gamma: Tensor,
+    d: Tensor, x: Tensor, dtype: torch.dtype, after: Tensor | None, mean: Tensor, rstd: Tensor, gamma: Tensor,
     tasks: int, wanted: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    groups, _, n = x.shape
     if after is not None:
         d = torch.ops.aten.threshold_backward(d, after, 0)
-    wide = x if x.device.type == "cpu" else x.to(gamma.dtype)
+    d = d.to(gamma.dtype)
     dx, _, _ = torch.ops.aten.native_layer_norm_backward(
-        d.to(wide.dtype), wide, gamma.shape, mean, rstd, gamma, None, [True, False, False]
+        d * gamma.unsqueeze(1), x, (n,), mean, rstd, None, None, [True, False, False]
     )
-    dx = dx.to(x.dtype)
     if not wanted:
-        return dx, gamma.new_empty(0, 3, x.shape[1])
+        return dx.to(dtype), gamma.new_empty(0, tasks, 3, n)
     parts = (d * ((x - mean) * rstd), d, dx)
-    return dx, torch.stack([p.view(tasks, -1, p.shape[-1]).sum(1).to(gamma.dtype) for p in parts], 1)
+    return dx.to(dtype), torch.stack([part.view(groups, tasks, -1, n).sum(2) for part in parts], 2)
+
+
+def shifted(x: Tensor, bias: Tensor | None, gamma: Tensor) -> Tensor:
+    """``x + bias`` in gamma's dtype."""
+    wide = x.to(gamma.dtype)
+    return wide if bias is None else wide + bias.unsqueeze(1)

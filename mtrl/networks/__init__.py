@@ -3,13 +3,12 @@
 from mtrl.networks.actor_critic import (
     Actor,
     Critic,
-    Masks,
     TaskInput,
     TaskNetwork,
     dropout_masks,
     squashed_sample,
 )
-from mtrl.networks.base import LayerModule, Network, Spec, Stack
+from mtrl.networks.base import LayerModule, Masks, Network, Spec, Stack, layer_groups
 from mtrl.networks.catalog import NETWORKS, NetworkInfo, describe_network, find_network, make_network
 from mtrl.parameters import Parameters, call, make_parameters
 
@@ -30,6 +29,7 @@ __all__ = [
     "describe_network",
     "dropout_masks",
     "find_network",
+    "layer_groups",
     "make_network",
     "make_parameters",
     "squashed_sample",

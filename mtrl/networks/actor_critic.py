@@ -6,7 +6,7 @@ Shapes: B rows, D numbers per observation, A per action, T tasks, N critics.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from mtrl.categorical import atoms_on, cross_entropy, expectation, hl_gauss, project, two_hot
 from mtrl.config import ActorConfig, ArchitectureConfig, ConfigError, CriticConfig, NetworkConfig
-from mtrl.networks.base import Network, Spec
+from mtrl.networks.base import Masks, Network, Spec
 from mtrl.networks.catalog import find_network, make_network
 from mtrl.parameters import TaskModule
 
 TaskInput = Literal["one_hot", "embedding", "heads", "none"]
-Masks = tuple[Tensor, ...]
 MLP = ArchitectureConfig("mlp")
 
 
@@ -129,6 +128,8 @@ class Actor(TaskNetwork):
         return mean, low + 0.5 * (high - low) * (torch.tanh(raw) + 1)
 
     def draw_masks(self, rows: tuple[int, ...], generator: torch.Generator) -> Masks:
+        if self.config.dropout == 0:
+            return ()
         return dropout_masks(self.config.dropout, self.net.mask_widths, rows, generator)
 
 
@@ -155,19 +156,25 @@ class Critic(TaskNetwork):
     def forward(self, obs: Tensor, action: Tensor, task: Tensor, masks: Masks = ()) -> Tensor:
         """``obs [B, D]``, ``action [B, A]``, one-hot ``task [T]`` → ``[N, B]`` or ``[N, B, K]``."""
         x, code = self._inputs(obs, action, task)
-        return self._stacked([net(x, code, own) for net, own in self._masked(masks)])
+        networks = self._networks()
+        return self._values_of(networks[0].together(networks, x, code, self._own(masks)))
 
     def with_auxiliary(
         self, obs: Tensor, action: Tensor, task: Tensor, masks: Masks = ()
     ) -> list[tuple[float, Tensor]]:
         """Weight and result of :meth:`forward`, and of the auxiliary towers where there are some."""
+        networks = self._networks()
+        weight = networks[0].auxiliary_weight
+        if weight == 0:
+            return [(1.0, self(obs, action, task, masks))]
         x, code = self._inputs(obs, action, task)
-        pairs = [net.with_auxiliary(x, code, own) for net, own in self._masked(masks)]
-        found = [(1.0, self._stacked([output for output, _ in pairs]))]
-        auxiliaries = [auxiliary for _, auxiliary in pairs if auxiliary is not None]
-        if not auxiliaries:
-            return found
-        return [*found, (self._networks()[0].auxiliary_weight, self._stacked(auxiliaries))]
+        pairs = [
+            net.with_auxiliary(x, code, own) for net, own in zip(networks, self._own(masks), strict=True)
+        ]
+        return [
+            (share, self._values_of(torch.stack(outputs)))
+            for share, outputs in zip((1.0, weight), zip(*pairs, strict=True), strict=True)
+        ]
 
     def _inputs(self, obs: Tensor, action: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
         code = self.code(task)
@@ -176,17 +183,15 @@ class Critic(TaskNetwork):
     def _networks(self) -> list[Network]:
         return list(self.nets)  # type: ignore[arg-type]
 
-    def _masked(self, masks: Masks) -> Iterator[tuple[Network, Masks]]:
-        """Every network with its own masks, of which a forward pass need not take all."""
-        start = 0
-        for net in self._networks():
-            end = start + (len(net.mask_widths) if masks else 0)
-            yield net, masks[start:end]
-            start = end
+    def _own(self, masks: Masks) -> list[Masks]:
+        """Every network's own masks, of which a forward pass need not take all."""
+        if not masks:
+            return [()] * len(self.nets)
+        number = len(self._networks()[0].mask_widths)
+        return [masks[i * number : (i + 1) * number] for i in range(len(self.nets))]
 
-    def _stacked(self, outputs: Sequence[Tensor]) -> Tensor:
-        stacked = torch.stack(tuple(outputs))
-        return stacked if self.categorical else stacked.squeeze(-1)
+    def _values_of(self, outputs: Tensor) -> Tensor:
+        return outputs if self.categorical else outputs.squeeze(-1)
 
     def values(self, outputs: Tensor) -> Tensor:
         """Each critic's value ``[N, B]``."""
@@ -232,6 +237,8 @@ class Critic(TaskNetwork):
         return atoms_on(self.config.support, self.config.atoms, outputs)
 
     def draw_masks(self, rows: tuple[int, ...], generator: torch.Generator) -> Masks:
+        if self.config.dropout == 0:
+            return ()
         widths = [width for net in self._networks() for width in net.mask_widths]
         return dropout_masks(self.config.dropout, widths, rows, generator)
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mtrl.config import MOST_WIDTH, ConfigError, NetworkConfig
 from mtrl.layers import Layer, LayerRunner, PlainLayers
 
+Masks = tuple[Tensor, ...]
 MOST_PARTS = 100  # experts, sets, modules: more is a slip
 
 
@@ -84,6 +85,11 @@ class Network(nn.Module):
         """The output, and the auxiliary one that training may add."""
         return self(x, task, masks), None
 
+    @classmethod
+    def together(cls, networks: Sequence[Network], x: Tensor, task: Tensor, masks: Sequence[Masks]) -> Tensor:
+        """N of this kind on the same ``x``, as an ensemble of critics is: ``[N, B, out]``."""
+        return torch.stack([network(x, task, own) for network, own in zip(networks, masks, strict=True)])
+
     @property
     def mask_widths(self) -> tuple[int, ...]:
         """Of the dropout masks that ``forward`` takes."""
@@ -134,31 +140,37 @@ class Stack(LayerModule):
 
     def forward(self, x: Tensor, masks: Iterable[Tensor] = ()) -> Tensor:
         """``[..., in_dim]`` → ``[..., out_dim]``; takes a mask ``[..., width]`` per hidden layer, if there are some."""
-        masks = iter(masks)
-        layers = [self.layer(i, masks) for i in range(len(self.hidden))]
-        output = [] if self.output is None else [self.end()]
-        if self.plain == len(layers):
-            return self.run(x, [*layers, *output])
-        x = self.run(x, layers[: self.plain])
+        layers = self.layers(masks)
+        if self.plain == len(self.hidden):
+            return self.run(x, layers)
+        x, layers, output = (
+            self.run(x, layers[: self.plain]),
+            layers[: len(self.hidden)],
+            layers[len(self.hidden) :],
+        )
         for first, second in zip(layers[self.plain :: 2], layers[self.plain + 1 :: 2], strict=True):
             x = x + self.run(x, [first, second._replace(activation=None)])
         return self.run(x, output)
+
+    def layers(self, masks: Iterable[Tensor] = ()) -> list[Layer]:
+        """All layers, in order; takes the masks of the hidden ones."""
+        masks = iter(masks)
+        norms = itertools.repeat(None) if self.norms is None else self.norms._modules.values()
+        layers = []
+        for linear, norm in zip(
+            self.hidden._modules.values(), norms, strict=False
+        ):  # called often: no __getattr__
+            assert linear is not None
+            weight, bias = linear._parameters.values()
+            assert weight is not None
+            gamma, beta = (None, None) if norm is None else norm._parameters.values()
+            layers.append(Layer(weight, bias, gamma, beta, self.activation, next(masks, None)))
+        return layers if self.output is None else [*layers, self.end()]
 
     def end(self) -> Layer:
         """The output layer."""
         assert self.output is not None
         return Layer(self.output.weight, self.output.bias)
-
-    def layer(self, i: int, masks: Iterator[Tensor]) -> Layer:
-        """Hidden layer i, with the next mask."""
-        linear = self.hidden[i]
-        assert isinstance(linear, nn.Linear)
-        layer = Layer(linear.weight, linear.bias, activation=self.activation, mask=next(masks, None))
-        if self.norms is None:
-            return layer
-        norm = self.norms[i]
-        assert isinstance(norm, nn.LayerNorm)
-        return layer._replace(gamma=norm.weight, beta=norm.bias)
 
 
 def initialise(layer: nn.Linear, init: Literal["torch", "xavier", "orthogonal"], gain: float) -> None:
@@ -170,6 +182,17 @@ def initialise(layer: nn.Linear, init: Literal["torch", "xavier", "orthogonal"],
     else:
         nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
+
+
+def layer_groups(module: nn.Module, private: frozenset[str]) -> list[list[str]]:
+    """Names of a module's parameters, in groups: the same layer of stacks that have it in the same shape."""
+    stacks = [f"{name}." for name, part in module.named_modules() if isinstance(part, LayerModule)]
+    groups: dict[Any, list[str]] = {}
+    for name, parameter in module.named_parameters():
+        stack = max((s for s in stacks if name.startswith(s)), key=len, default=name)
+        key = (name.removeprefix(stack), tuple(parameter.shape), name in private)
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())
 
 
 def hidden(config: NetworkConfig, widths: Sequence[int]) -> NetworkConfig:
@@ -213,9 +236,21 @@ def require_code(name: str, spec: Spec) -> None:
     )  # fmt: skip
 
 
-def mixture(shares: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """``Σ_i shares_i parts_i``: shares ``[..., E]``, E parts ``[..., n]`` → ``[..., n]``."""
-    total = shares[..., 0:1] * parts[0]
-    for i, part in enumerate(parts[1:], 1):
-        total = torch.addcmul(total, shares[..., i : i + 1], part)
-    return total
+def each(stacks: Iterable[nn.Module], x: Tensor, masks: Iterable[Tensor] = (), own: bool = False) -> Tensor:
+    """K stacks next to each other, experts or critics: ``[K, ..., out]``; one operation where they are alike.
+
+    Args:
+        x: what all of them read, or with ``own`` each its own: ``[K, ..., in]``.
+    """
+    masks, found = iter(masks), [stack for stack in stacks if isinstance(stack, Stack)]
+    first = found[0]
+    if any((s.in_dim, s.out_dim, s.widths) != (first.in_dim, first.out_dim, first.widths) for s in found) or (
+        first.plain < len(first.widths)  # residual blocks
+    ):
+        return torch.stack([stack(x[k] if own else x, masks) for k, stack in enumerate(found)])
+    return first.run.each(x, [stack.layers(masks) for stack in found], own)
+
+
+def mixture(shares: Tensor, parts: Tensor) -> Tensor:
+    """``Σ_k shares_k parts_k``: shares ``[..., K]``, parts ``[K, ..., n]`` → ``[..., n]``."""
+    return (shares.movedim(-1, 0).unsqueeze(-1) * parts).sum(0)

@@ -11,6 +11,7 @@ from mtrl.networks.base import (
     Network,
     Spec,
     Stack,
+    each,
     hidden,
     mixture,
     require_code,
@@ -56,7 +57,7 @@ class CARE(Network):
 
     def forward(self, x: Tensor, task: Tensor, masks: Iterable[Tensor] = ()) -> Tensor:
         masks = iter(masks)
-        encoded = [encoder(x, masks) for encoder in self.encoders]
+        encoded = each(self.encoders, x, masks)
         # one row for the task; a mask of dropout is for B rows, of which it takes the first
         context = self.context(task.unsqueeze(-2), (mask[..., :1, :] for mask in masks))
         shares = self.attention(context, (mask[..., :1, :] for mask in masks)).softmax(-1)

@@ -31,9 +31,10 @@ class FiLM(Network):
         self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(width)) for width in self.stack.widths)
 
     def forward(self, x: Tensor, task: Tensor, masks: Iterable[Tensor] = ()) -> Tensor:
-        masks, stack = iter(masks), self.stack
-        for i, (scale, shift) in enumerate(zip(self.scales, self.shifts, strict=True)):
-            x = stack.run(x, [stack.layer(i, masks)._replace(activation=None)])
+        stack = self.stack
+        *layers, output = stack.layers(masks)
+        for layer, scale, shift in zip(layers, self.scales, self.shifts, strict=True):
+            x = stack.run(x, [layer._replace(activation=None)])
             x = torch.addcmul(shift.unsqueeze(-2), scale.unsqueeze(-2), x)
             x = ACTIVATIONS[stack.activation](x)
-        return stack.run(x, [stack.end()])
+        return stack.run(x, [output])

@@ -10,6 +10,7 @@ from mtrl.networks.base import (
     Network,
     Spec,
     Stack,
+    each,
     hidden,
     linear,
     mixture,
@@ -46,7 +47,7 @@ class MMoE(Network):
     def features(self, x: Tensor, masks: Iterable[Tensor]) -> Tensor:
         """``[B, in]`` → ``[B, width]``: the task's mixture."""
         masks = iter(masks)
-        return mixture(self.gate(x).softmax(-1), [expert(x, masks) for expert in self.experts])
+        return mixture(self.gate(x).softmax(-1), each(self.experts, x, masks))
 
     def forward(self, x: Tensor, task: Tensor, masks: Iterable[Tensor] = ()) -> Tensor:
         masks = iter(masks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from mtrl.networks.base import (
     Network,
     Spec,
     Stack,
+    each,
     hidden,
     mixture,
     require_count,
@@ -49,19 +50,19 @@ class MOORE(Network):
 
     def forward(self, x: Tensor, task: Tensor, masks: Iterable[Tensor] = ()) -> Tensor:
         masks = iter(masks)
-        directions = orthonormal([expert(x, masks) for expert in self.experts])
+        directions = orthonormal(each(self.experts, x, masks))
         return self.head(mixture(self.shares.unsqueeze(-2), directions).tanh(), masks)  # type: ignore[no-any-return]
 
 
-def orthonormal(vectors: Sequence[Tensor]) -> list[Tensor]:
-    """Gram–Schmidt, as modified for rounding, on K vectors ``[..., n]``, row by row.
+def orthonormal(vectors: Tensor) -> Tensor:
+    """Gram–Schmidt, as modified for rounding, on K vectors ``[K, ..., n]``, row by row.
 
     A vector that depends on those before it gives one that is not of unit length, and finite.
     """
     found: list[Tensor] = []
-    for vector in vectors:
+    for vector in vectors.unbind():
         for other in found:
             vector = vector - (vector * other).sum(-1, keepdim=True) * other
         # the length is smooth at zero, so that its gradient is finite there
         found.append(vector / (vector.square().sum(-1, keepdim=True) + 1e-12).sqrt())
-    return found
+    return torch.stack(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from mtrl.config import NetworkConfig
@@ -12,6 +13,7 @@ from mtrl.networks.base import (
     Network,
     Spec,
     Stack,
+    each,
     hidden,
     linear,
     mixture,
@@ -89,8 +91,9 @@ class Level(nn.Module):
 
     def forward(self, own: Tensor, shared: Tensor, masks: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         """What the task, and what the shared experts of the next level, read: ``[B, in]`` → ``[B, width]`` each."""
-        parts = [expert(shared, masks) for expert in self.shared_experts]
-        parts += [expert(own, masks) for expert in self.own_experts]
+        parts = each(self.shared_experts, shared, masks)
+        if len(self.own_experts) > 0:
+            parts = torch.cat((parts, each(self.own_experts, own, masks)))
         mixed = mixture(self.gate(own).softmax(-1), parts)
         if self.shared_gate is None:
             return mixed, shared

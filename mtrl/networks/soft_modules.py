@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mtrl.config import MOST_WIDTH
@@ -12,6 +13,7 @@ from mtrl.networks.base import (
     Network,
     Spec,
     Stack,
+    each,
     hidden,
     linear,
     mixture,
@@ -64,13 +66,13 @@ class SoftModules(Network):
         masks = iter(masks)
         state = self.encoder(x, masks)
         embedded = state * self.task(task.unsqueeze(-2))
-        routing, parts = embedded.relu(), [state] * self.number
+        routing, parts = embedded.relu(), state
         layers: Any = self.layers
         for i, layer in enumerate(layers):
-            given = [module(part, masks) for module, part in zip(layer, parts, strict=True)]
+            given = each(layer, parts, masks, own=i > 0)
             logits = self.routes[i](routing)
             if i + 1 < len(layers):
                 shares = logits.unflatten(-1, (self.number, self.number)).softmax(-1)  # [..., next, before]
-                parts = [mixture(shares[..., j, :], given) for j in range(self.number)]
+                parts = torch.stack([mixture(shares[..., j, :], given) for j in range(self.number)])
                 routing = (embedded * self.back[i](logits)).relu()
         return self.output(mixture(logits.softmax(-1), given))  # type: ignore[no-any-return]

@@ -354,7 +354,7 @@ def test_soft_modules_route_each_row_by_its_state_and_task():
 
 def test_moores_experts_are_orthonormal_in_every_row():
     vectors = [torch.randn(B, 9, dtype=torch.float64) for _ in range(4)]
-    u = torch.stack(orthonormal(vectors), 1)  # [B, 4, 9]
+    u = orthonormal(torch.stack(vectors)).transpose(0, 1)  # [B, 4, 9]
     torch.testing.assert_close(u @ u.mT, torch.eye(4, dtype=torch.float64).expand(B, 4, 4), rtol=0, atol=1e-9)
     for k in range(4):  # they span what the first vectors do
         inside = torch.stack(vectors[: k + 1], 1).mT
@@ -364,7 +364,7 @@ def test_moores_experts_are_orthonormal_in_every_row():
 
 def test_dependent_experts_leave_the_result_and_its_gradient_finite():
     x = torch.randn(B, 9, requires_grad=True)
-    first, second = orthonormal([x, 2 * x])
+    first, second = orthonormal(torch.stack([x, 2 * x]))
     (first.sum() + second.sum()).backward()
     assert second.isfinite().all()
     assert x.grad.isfinite().all()
