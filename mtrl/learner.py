@@ -78,7 +78,8 @@ class Learner:
             tasks = path.per_task(loss, parameters, *inputs)
             share = task_share(tasks.losses, present)
             conflict = measure_conflict(tasks, gradient.params.shared, gradient.weights, share)
-        torch._foreach_copy_(self.gradient.tensors(), [g for _, g in gradient.params.tensors()])
+        with torch.no_grad():
+            torch._foreach_copy_(self.gradient.tensors(), [g for _, g in gradient.params.tensors()])
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.weights.tensors(), self.max_grad_norm)
         self.adam.step()

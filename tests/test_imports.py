@@ -32,12 +32,13 @@ LAYERS = [
         "mtrl.optimizers",
     },
     {"mtrl.gradients", "mtrl.conflict", "mtrl.policy"},
+    {"mtrl.learner"},
     {"mtrl.sac"},
     {"edge"},
     {"mtrl.train"},
     {"mtrl.run.session", "mtrl.cli", "mtrl.commands", "mtrl.api"},
 ]
-EDGE = 3
+EDGE = 4
 
 
 def name_of(path: Path) -> str:

@@ -634,7 +634,8 @@ def test_an_agent_that_goes_on_from_anothers_state_keeps_its_own_learning_rate_a
     )
     assert decayed["decoupled_weight_decay"]
     assert agent.learners["temperature"].adam.param_groups[0]["lr"] == 0.0625
-    assert_same(*(one.learners["critic"].state_dict()["moments"] for one in (agent, other)))
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert_same(*(one.learners["critic"].moments[key].parameters.shared for one in (agent, other)))
     assert all(torch.equal(step, torch.ones(())) for step in agent.learners["critic"].steps)
 
 
@@ -702,11 +703,10 @@ def test_a_state_saved_with_other_strides_goes_on_as_the_agent_does(make_agent, 
     one, other = make_agent(seed=1), make_agent(seed=2)
     one.update(make_batch())
     state = copy.deepcopy(one.state_dict())
-    for step in state["steps"].values():
-        for memory in step["state"].values():
-            for key in ("exp_avg", "exp_avg_sq"):
-                if memory[key].dim() == 2:
-                    memory[key] = memory[key].t().contiguous().t()
+    for moment in state["critic"]["moments"].values():
+        for name, tensor in moment["shared"].items():
+            if tensor.dim() == 2:
+                moment["shared"][name] = tensor.t().contiguous().t()
     other.load_state_dict(state)
     batch, noise = make_batch(seed=5), one.draw_noise(make_batch().rewards.shape[1])
     one.update(batch, noise)

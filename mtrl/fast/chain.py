@@ -240,7 +240,8 @@ class _Chain(torch.autograd.Function):
             ]
         ctx.save_for_backward(*saved)
         ctx.how, ctx.parameters = how, tensors
-        return x.to(how.wide)
+        x = x.to(how.wide)
+        return x.clone() if x._is_view() else x  # who gets it may change it in place
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> Any:
@@ -278,7 +279,7 @@ class _Chain(torch.autograd.Function):
             d = d.to(how.narrow)
             if wanted:
                 by_task = d.view(len(d), tasks, -1, d.shape[-1])
-                seen = entered.expand(len(d), -1, -1)
+                seen = entered.detach().expand(len(d), -1, -1)
                 if ctx.parameters[(4 * i + 1) * count] is not None:
                     give(4 * i + 1, sums[:, :, 2] if gamma is not None else by_task.sum(2).to(how.wide))
                 if how.tape is None:

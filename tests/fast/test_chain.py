@@ -112,10 +112,10 @@ def test_what_is_not_finite_in_a_row_stays_so_in_this_row_alone(chains, dtype):
 
 
 def test_rounding_to_bfloat16_is_torchs():
-    x = torch.randn(7, 64).bfloat16()
-    gamma, beta = torch.rand(64), torch.randn(64)
-    ours, *_ = norm_forward(x, gamma, beta, relu=True, compiled=True)
-    exact, *_ = norm_forward(x.float(), gamma, beta, relu=True, compiled=True)
+    x = torch.randn(2, 7, 64).bfloat16()
+    bias, gamma, beta = torch.randn(2, 64), torch.rand(2, 64), torch.randn(2, 64)
+    ours, *_ = norm_forward(x, bias, gamma, beta, relu=True, compiled=True)
+    exact, *_ = norm_forward(x.float(), bias, gamma, beta, relu=True, compiled=True)
     assert torch.equal(ours, exact.bfloat16())
 
 
@@ -181,3 +181,70 @@ def test_outputs_of_a_bfloat16_network_are_float32_whatever_the_kernels(make_age
         metrics = agent.update(make_batch())
         assert metrics["critic_loss"].dtype == torch.float32
         assert all(p.dtype == torch.float32 for _, p in agent.critic.tensors())
+
+
+GROUPS = [shape for shape in SHAPES if shape != "a layer per task"]
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("shape", [*GROUPS, "all of each task's own"])
+@pytest.mark.parametrize(
+    ("dtype", "chains"),
+    [(torch.float64, CHAINS[0]), (torch.float32, CHAINS[0]), (torch.float32, CHAINS[1])],
+)
+def test_stacks_next_to_each_other_give_what_each_gives_alone(dtype, chains, shape, own):
+    if shape in GROUPS:
+        stacks = [make_layers(shape, dtype) for _ in range(3)]
+    else:
+        stacks = [per_task(make_layers("three layers", dtype)) for _ in range(3)]
+    x = torch.randn(3, T, B, IN, dtype=dtype) if own else torch.randn(T, B, IN, dtype=dtype)
+    x.requires_grad_()
+    leaves = [x, *(p for layers in stacks for p in parameters(layers))]
+    outputs, gradients = [], []
+    for run in (PlainLayers(), chains):
+        y = run.each(x, stacks, own)
+        outputs.append(y)
+        gradients.append(torch.autograd.grad((y * y.detach().cos()).sum(), leaves))
+    torch.testing.assert_close(outputs[1], outputs[0], **tolerance(dtype))
+    torch.testing.assert_close(gradients[1], gradients[0], **tolerance(dtype))
+
+
+def per_task(layers: list[Layer]) -> list[Layer]:
+    """The same with weights, biases and layer norms for each task."""
+    return [
+        Layer(*(None if t is None else torch.randn(T, *t.shape, dtype=t.dtype).requires_grad_() for t in layer[:4]),
+              layer.activation)
+        for layer in layers
+    ]  # fmt: skip
+
+
+def test_stacks_next_to_each_other_leave_each_its_own_on_the_tape():
+    stacks, x = [make_layers("three layers", torch.float64) for _ in range(2)], torch.randn(T, B, IN).double()
+    left = []
+    for run in (lambda: Chains().each(x, stacks), lambda: torch.stack([Chains()(x, s) for s in stacks])):
+        with taped() as tape:
+            losses = run().square().sum((0, 2, 3))
+        tape.num_tasks = T
+        losses.sum().backward()
+        rows = [tape.left[id(p)] for layers in stacks for p in parameters(layers)]
+        left.append([part.rows() if isinstance(part, Factors) else part for part in rows])
+    torch.testing.assert_close(left[0], left[1], rtol=1e-10, atol=1e-12)
+
+
+def test_a_weight_that_is_computed_is_refused_on_a_tape():
+    x, weight = torch.randn(T, B, IN), torch.randn(IN, IN, requires_grad=True)
+    with taped() as tape:
+        y = Chains()(x, [Layer(2 * weight, None)])
+    tape.num_tasks = T
+    with pytest.raises(ValueError, match="computed from parameters"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_in_bfloat16_groups_are_as_near_to_float32_as_stacks_alone(own):
+    stacks = [make_layers("three layers", torch.float32) for _ in range(2)]
+    x = torch.randn(2, T, B, IN) if own else torch.randn(T, B, IN)
+    exact = PlainLayers().each(x, stacks, own)
+    alone = PlainLayers(torch.bfloat16).each(x, stacks, own)
+    groups = Chains(torch.bfloat16, onednn=True).each(x, stacks, own)
+    assert 0 < (groups - exact).norm() < 1.5 * (alone - exact).norm() + 0.01 * exact.norm()
