@@ -227,14 +227,20 @@ def difference_table(summary: Mapping[str, Any], reference: str, metric: str, ma
 def acting_table(summary: Mapping[str, Any]) -> Any:
     table = make_table(
         "arm", "network", "cosine", "norm ratio", "unchanged", "pairs in conflict", "measured updates",
+        "solver fallbacks",
         title="what the method did: the applied direction beside the mean gradient",
-        caption="unchanged: share of the measured updates whose direction is the mean's, as far as bf16 tells",
+        caption="unchanged: share of the measured updates whose direction is the mean's, as far as bf16 tells. Fallbacks: "
+        "in all updates, added over seeds; – where the method solves nothing, or its solver is a library's",
     )  # fmt: skip
     for label, row in summary.items():
         for network, found in row["acting"].items():
-            shares = (f"{found[key]:.0%}" for key in ("unchanged", "conflict"))
-            means = (f"{found['cosine']:.3f}", f"{found['norm_ratio']:.3f}")
-            table.add_row(label, network, *means, *shares, f"{found['measured']:.0f}")
+            table.add_row(
+                label, network,
+                *(f"{found[key]:{form}}" if key in found else "–" for key, form in (
+                    ("cosine", ".3f"), ("norm_ratio", ".3f"), ("unchanged", ".0%"), ("conflict", ".0%"),
+                    ("measured", ".0f"), ("fallbacks", ".0f"),
+                )),
+            )  # fmt: skip
     return table
 
 

@@ -43,6 +43,7 @@ from mtrl.settings import path_of
 STATISTICS = ("final", "last3", "last5", "best", "area", "worst3")
 METRIC, MARGIN = "area", 0.05  # what arms are compared by, unless said otherwise
 WORST = 3  # tasks
+COUNTS = ("measured", "fallbacks")
 Groups = Mapping[str, Sequence[Curve]]
 
 
@@ -320,17 +321,12 @@ def described(values: Array) -> dict[str, Any]:
 
 
 def mean_acting(curves: Sequence[Curve]) -> dict[str, dict[str, float]]:
-    """:func:`mtrl.results.reading.acting_of`, mean over the runs that have it; measured updates are added."""
-    found = {}
+    """:func:`mtrl.results.reading.acting_of`, mean over the runs that have it; counts are added."""
+    found: dict[str, dict[str, float]] = {}
     for network in NETWORKS:
         own = [curve.acting[network] for curve in curves if network in curve.acting]
-        if own:
-            found[network] = {
-                key: float(
-                    np.sum([one[key] for one in own])
-                    if key == "measured"
-                    else np.mean([one[key] for one in own])
-                )
-                for key in own[0]
-            }
+        for key in dict.fromkeys(key for one in own for key in one):
+            values = [one[key] for one in own if key in one]
+            merged = np.sum(values) if key in COUNTS else np.mean(values)
+            found.setdefault(network, {})[key] = float(merged)
     return found

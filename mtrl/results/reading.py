@@ -218,13 +218,14 @@ def acting_of(run: RunPaths) -> dict[str, dict[str, float]]:
 
     ``cosine`` and ``norm_ratio`` of the applied direction and the mean gradient; ``unchanged``, the share of updates
     where they are equal as far as bf16 tells; ``conflict``, the share of pairs of tasks whose gradients point apart;
-    ``measured``, the number of updates. Empty without a measurement.
+    ``measured``, the number of updates. Without a measurement they are missing. ``fallbacks``, in all updates, how often
+    the method's solver had no solution; missing where nothing is solved.
     """
-    if not run.conflicts.is_file():
-        return {}
-    records = read_lines(run.conflicts)
-    found = {}
+    records = read_lines(run.conflicts) if run.conflicts.is_file() else []
+    found: dict[str, dict[str, float]] = {}
     for network in NETWORKS:
+        if counts := logged(run, f"train/{network}_fallbacks"):
+            found[network] = {"fallbacks": counts[-1]}
         rows = np.array(
             [
                 [r.get(key) for key in ("cosine_to_mean", "norm_ratio", "negative_pairs")]
@@ -239,7 +240,7 @@ def acting_of(run: RunPaths) -> dict[str, dict[str, float]]:
         same = (rows[:, 0] >= SAME_COSINE) & (np.abs(rows[:, 1] - 1) <= SAME_NORM)
         apart = rows[:, 2][np.isfinite(rows[:, 2])]
         found[network] = {
-            "cosine": round(float(rows[:, 0].mean()), 4), "norm_ratio": round(float(rows[:, 1].mean()), 4),
+            **found.get(network, {}), "cosine": round(float(rows[:, 0].mean()), 4), "norm_ratio": round(float(rows[:, 1].mean()), 4),
             "unchanged": round(float(same.mean()), 4),
             "conflict": round(float(apart.mean()), 4) if len(apart) else 0.0, "measured": len(rows),
         }  # fmt: skip
@@ -248,16 +249,22 @@ def acting_of(run: RunPaths) -> dict[str, dict[str, float]]:
 
 def loss_of(run: RunPaths) -> float | None:
     """Mean critic loss over the second half of ``progress.csv``."""
+    values = logged(run, "train/critic_loss", finite=False)
+    finite = [value for value in values[len(values) // 2 :] if math.isfinite(value)]
+    return float(f"{np.mean(finite):.6g}") if finite else None
+
+
+def logged(run: RunPaths, key: str, finite: bool = True) -> list[float]:
+    """A column of ``progress.csv``; without ``finite`` NaN stands where a row has none."""
     if not run.progress.is_file():
-        return None
+        return []
     values = []
     for row in csv.DictReader(read_text(run.progress).splitlines()):
         try:
-            values.append(float(row.get("train/critic_loss") or "nan"))
+            values.append(float(row.get(key) or "nan"))
         except ValueError:
-            raise ConfigError(f"run: {run.progress}: train/critic_loss is no number") from None
-    finite = [value for value in values[len(values) // 2 :] if math.isfinite(value)]
-    return float(f"{np.mean(finite):.6g}") if finite else None
+            raise ConfigError(f"run: {run.progress}: {key} is no number") from None
+    return [value for value in values if math.isfinite(value)] if finite else values
 
 
 def read_text(path: Path) -> str:
