@@ -9,7 +9,9 @@ import numpy as np
 from mtrl.optimizers.base import Array, HostSolver, cosines_of, lifted
 
 RIDGE = 1e-9
-FOUND = 1e-4  # of the decrement, by which it counts as solved; rounding leaves up to 6e-6 where gradients oppose
+FOUND = (
+    1e-4  # of the decrement, by which it counts as solved; rounding leaves up to 6e-6 where gradients oppose
+)
 STEPS = 100  # far more than it takes: a handful, and about 20 where gradients oppose
 
 
