@@ -177,15 +177,17 @@ def print_tables(
         f"in brackets {CONFIDENCE:.0%} intervals of the mean over seeds by Student's t, from {FEWEST} seeds on; "
         "none where all seeds are equal or the mean is nearer than .05 to 0 or 1, where none is right"
     )
+    unseen = any(row["unseen"]["mean"] is not None for row in summary.values())
+    shown = (*SHOWN, "unseen") if unseen else SHOWN
     table = make_table(
-        "arm", "seeds", *SHOWN, "IQM", "failed", "dead tasks per seed",
+        "arm", "seeds", *shown, "IQM", "failed", "dead tasks per seed",
         title=f"mean success over tasks, {len(steps)} evaluations up to {steps[-1]:.0f} steps per task",
         caption=caption,
     )  # fmt: skip
     for label, row in summary.items():
         dead = "/".join(str(len(tasks)) for tasks in row["dead_tasks"])
         table.add_row(
-            label, str(len(row["runs"])), *(with_interval(row[name]) for name in SHOWN),
+            label, str(len(row["runs"])), *(with_interval(row[name]) for name in shown),
             with_interval(row["iqm_last5"]), str(len(row["failed"])), dead,
         )  # fmt: skip
     show(table)
@@ -227,14 +229,20 @@ def difference_table(summary: Mapping[str, Any], reference: str, metric: str, ma
 def acting_table(summary: Mapping[str, Any]) -> Any:
     table = make_table(
         "arm", "network", "cosine", "norm ratio", "unchanged", "pairs in conflict", "measured updates",
+        "solver fallbacks",
         title="what the method did: the applied direction beside the mean gradient",
-        caption="unchanged: share of the measured updates whose direction is the mean's, as far as bf16 tells",
+        caption="unchanged: share of the measured updates whose direction is the mean's, as far as bf16 tells. "
+        "Fallbacks: in all updates, added over seeds; – where a method solves nothing, or its solver is a library's",
     )  # fmt: skip
     for label, row in summary.items():
         for network, found in row["acting"].items():
-            shares = (f"{found[key]:.0%}" for key in ("unchanged", "conflict"))
-            means = (f"{found['cosine']:.3f}", f"{found['norm_ratio']:.3f}")
-            table.add_row(label, network, *means, *shares, f"{found['measured']:.0f}")
+            table.add_row(
+                label, network,
+                *(f"{found[key]:{form}}" if key in found else "–" for key, form in (
+                    ("cosine", ".3f"), ("norm_ratio", ".3f"), ("unchanged", ".0%"), ("conflict", ".0%"),
+                    ("measured", ".0f"), ("fallbacks", ".0f"),
+                )),
+            )  # fmt: skip
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,9 @@ from mtrl.policy import Policy, load_policy
 from mtrl.results.tables import report_json, require_writable, scores_table, show
 from mtrl.run.folder import RunFolder
 from mtrl.settings import Parser, path_of, shown, whole_number
+
+UNSEEN = 50  # goals per task, whatever number a run trained on
+APART = 1_000_003  # between the seed of a run's goals and that of those it never trained on
 
 
 def main(arguments: list[str]) -> int:
@@ -31,6 +34,11 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", type=str, help="write the scores to this file, or - for standard output")
     parser.add_argument("--seed", type=int, help="draw other goals than the run's")
+    parser.add_argument(
+        "--goals", choices=["own", "unseen"], default="own",
+        help=f"unseen: {UNSEEN} goals per task that the run never trained on, of another seed; recorded in its folder "
+        "for `mtrl export`, `compare --metric unseen` and `claims`",
+    )  # fmt: skip
     parser.add_import()
     parser.add_argument("--workers", type=str, default="auto", help="processes; 0 is in process")
     args = parser.parse_args(arguments)
@@ -43,16 +51,29 @@ def main(arguments: list[str]) -> int:
     )
     require_writable(args.json)
 
+    if unseen := args.goals == "unseen":
+        for key, plain in (("episodes", None), ("seed", None), ("checkpoint", "last")):
+            if getattr(args, key) != plain:
+                raise ConfigError(
+                    f"goals: unseen is always the last policy on {UNSEEN} goals; leave out --{key}"
+                )
     found = find_policy(path_of("run", args.run), args.checkpoint)
     protocol, seed = protocol_of(found, args.seed)
+    if unseen:
+        record = record_of(found)
+        protocol = unseen_protocol(protocol, seed)
     scores = scores_of(found.policy, protocol, seed, args.episodes, workers)
     result = described(found, protocol, seed, scores)
+    if unseen:
+        report_json(result, str(record))
     if report_json(result, args.json):
         return 0
     steps = result["steps_per_task"]
     at = "" if steps is None else f" at {steps} steps per task"
     title = f"{args.run} ({args.checkpoint}{at}, {protocol.name})"
     show(scores_table(scores, title))
+    if unseen:
+        print(f"Goals of seed {protocol.goal_seed}, on which it never trained: recorded in {record}")
     if protocol.goals == "fixed":
         print("Goals are fixed and the policy is deterministic: one episode per task is exact: no interval.")
     if scores.silent:
@@ -135,6 +156,33 @@ def protocol_of(found: Found, seed: int | None = None) -> tuple[Protocol, int]:
             f"({', '.join(protocol.task_names)})"
         )
     return protocol, own if seed is None else seed
+
+
+def unseen_protocol(protocol: Protocol, seed: int) -> Protocol:
+    """The same tasks with :data:`UNSEEN` goals of another seed, the same one for every run of these goals.
+
+    Raises:
+        ConfigError: there are no goals that could be others.
+    """
+    if protocol.goals == "fixed" or is_own(protocol.suite):
+        reason = "one fixed goal per task" if protocol.goals == "fixed" else "no goals that this suite draws"
+        raise ConfigError(f"goals: unseen is not valid; {protocol.name} has {reason} (it needs random goals)")
+    own = seed if protocol.goal_seed is None else protocol.goal_seed
+    return replace(protocol, goal_seed=(own + APART) % 2**63, num_goals=UNSEEN)
+
+
+def record_of(found: Found) -> Path:
+    """Where the scores on unseen goals are kept.
+
+    Raises:
+        ConfigError: it is no finished run's folder, or may not be written.
+    """
+    run = RunFolder(found.named)
+    if not run.exists or not run.status.startswith("DONE"):
+        state = f"it is {run.status}" if run.exists else "it is none"
+        raise ConfigError(f"goals: unseen is for the folder of a run that is DONE; {found.named}: {state}")
+    require_writable(str(run.unseen), "goals")
+    return run.unseen
 
 
 def require_goals(protocol: Protocol, episodes: int | None) -> int:

@@ -96,6 +96,8 @@ class MultiTaskOptimizer(ABC):
     """Wants `after_step` to be called with the losses recomputed on the same batch and noise."""
     saved: ClassVar[tuple[str, ...]] = ()
     """Names of the attributes (tensors, numbers, None) that change in training, beside the generator."""
+    fallbacks: int | None = None
+    """How often, since the start, a solver had no solution and something else was taken; None: nothing is solved."""
 
     def __init__(self, num_tasks: int, *, seed: int = 0) -> None:
         require(
@@ -249,9 +251,15 @@ class HostSolver(GramianMethod):
     one by one on a device; on a GPU each call waits for the Gramian.
     """
 
+    saved = ("fallbacks",)
+    fallbacks: int = 0
+
     @abstractmethod
     def solve(self, gramian: Array) -> Array:
-        """Finite Gramian ``[n, n]`` -> weights ``[n]``."""
+        """Finite Gramian ``[n, n]`` -> weights ``[n]``. Adds to ``fallbacks`` where they are not the method's own."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict({"fallbacks": 0, **state})  # states of before they were counted have none
 
     def weights(self, gramian: Tensor) -> Tensor:
         host = on_host(gramian)

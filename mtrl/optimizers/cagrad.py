@@ -78,7 +78,8 @@ class CAGrad(HostSolver):
         if self.solver != "exact":
             constant = 1e-4 if self.solver == "as_published" else 0.0
             return descend_logits(gramian, self.c, 50.0 if self.num_tasks >= 50 else 25.0, constant)
-        weights, factor = minimise_against_mean(gramian, self.c)
+        weights, factor, found = minimise_against_mean(gramian, self.c)
+        self.fallbacks += not found
         mean, worst = gramian.mean(), weights @ gramian @ weights
         rounding = n * np.finfo(np.float64).eps * gramian.diagonal().max()
         # the solver adds a little to every norm; the ball is that of the real ones, as far as they are known

@@ -38,7 +38,9 @@ class IMTLG(HostSolver):
 
     def solve(self, gramian: Array) -> Array:
         if self.as_published:
-            return solve_transposed(gramian)
+            published = solve_transposed(gramian)
+            self.fallbacks += published is None
+            return np.zeros(len(gramian)) if published is None else published
         norms, cosines = cosines_of(gramian)
         n = len(norms)
         there = norms > 0
@@ -48,16 +50,18 @@ class IMTLG(HostSolver):
         shares = np.linalg.solve(cosines + RIDGE * np.eye(len(norms)), np.ones(len(norms)))
         found = shares * (norms.min() / norms)
         if abs(found.sum()) < BALANCE * np.abs(found).sum():
+            self.fallbacks += 1
             return np.full(n, 1 / n)
         weights = np.zeros(n)
         weights[there] = found / found.sum()
         return weights
 
 
-def solve_transposed(gramian: Array) -> Array:
+def solve_transposed(gramian: Array) -> Array | None:
     """The published solve: ``M w = r`` where the paper's closed form has ``Mᵀ w = r``.
 
-    ``Mᵢⱼ = (g₁ − gᵢ)·(u₁ − uⱼ)`` and ``rⱼ = g₁·(u₁ − uⱼ)`` for i, j ≥ 2, u the unit gradients; w₁ = 1 − Σ w.
+    ``Mᵢⱼ = (g₁ − gᵢ)·(u₁ − uⱼ)`` and ``rⱼ = g₁·(u₁ − uⱼ)`` for i, j ≥ 2, u the unit gradients; w₁ = 1 − Σ w. None
+    where it fails.
     """
     n = len(gramian)
     norms = np.sqrt(gramian.diagonal().clip(min=0))
@@ -68,6 +72,6 @@ def solve_transposed(gramian: Array) -> Array:
         try:
             others = np.linalg.solve(matrix + 1e-6 * np.eye(n - 1), differences[0])
         except np.linalg.LinAlgError:
-            return np.zeros(n)
+            return None
     weights = np.concatenate([[1 - others.sum()], others])
-    return weights if np.isfinite(weights).all() else np.zeros(n)
+    return weights if np.isfinite(weights).all() else None

@@ -42,11 +42,16 @@ class MGDA(HostSolver):
 
     def solve(self, gramian: Array) -> Array:
         if self.normalize == "none":
-            return minimise_norm(gramian)
+            return self._shortest(gramian)
         norms, cosines = cosines_of(gramian)
         if (
             norms.min() == 0
         ):  # the unit gradient of a zero gradient is zero, and so is the shortest combination
             return np.zeros_like(norms)
         factor = 1.0 if self.scale == "as_published" else norms.mean()
-        return minimise_norm(cosines) * factor / norms
+        return self._shortest(cosines) * factor / norms
+
+    def _shortest(self, gramian: Array) -> Array:
+        weights, found = minimise_norm(gramian)
+        self.fallbacks += not found
+        return weights

@@ -9,6 +9,9 @@ import numpy as np
 from mtrl.optimizers.base import Array, HostSolver, cosines_of, lifted
 
 RIDGE = 1e-9
+FOUND = (
+    1e-4  # of the decrement, by which it counts as solved; rounding leaves up to 6e-6 where gradients oppose
+)
 STEPS = 100  # far more than it takes: a handful, and about 20 where gradients oppose
 
 
@@ -44,7 +47,8 @@ class NashMTL(HostSolver):
         if not there.any():
             return np.full(n, 1 / n)
         norms, cosines = norms[there], cosines[np.ix_(there, there)]
-        bargain = bargain_of(lifted(cosines, RIDGE))
+        bargain, found = bargain_of(lifted(cosines, RIDGE))
+        self.fallbacks += not found
         weights = np.zeros(n)
         if self.scale == "as_published":
             weights[there] = bargain / norms
@@ -54,8 +58,8 @@ class NashMTL(HostSolver):
         return weights
 
 
-def bargain_of(matrix: Array) -> Array:
-    """The β > 0 with ``M β = 1/β``, for a positive definite M ``[n, n]``.
+def bargain_of(matrix: Array) -> tuple[Array, bool]:
+    """The β > 0 with ``M β = 1/β``, for a positive definite M ``[n, n]``, and whether it was found.
 
     Newton's method on ``½ βᵀMβ − Σ log β``, which is self-concordant: the step 1 / (1 + decrement) never
     leaves the domain and always descends; near the optimum it is a full step and converges quadratically.
@@ -76,4 +80,4 @@ def bargain_of(matrix: Array) -> Array:
         beta = beta * (1 - step / (1 + decrement if decrement > 0.25 else 1))
         if decrement < 1e-10:
             break
-    return beta
+    return beta, bool(decrement < FOUND)

@@ -41,7 +41,9 @@ class PELTR(HostSolver):
         if rest == 0:
             return np.full(n, 1 / n)
         moved = rest * np.eye(n) + least  # row i makes the i-th of the gradients above
-        return least + rest * minimise_norm(moved @ gramian @ moved.T)
+        shares, found = minimise_norm(moved @ gramian @ moved.T)
+        self.fallbacks += not found
+        return least + rest * shares
 
 
 def relaxed(gramian: Array, least: float, rest: float) -> Array:

@@ -7,16 +7,20 @@ import numpy as np
 from mtrl.optimizers.base import Array, cosines_of, lifted
 
 RIDGE = 1e-12  # on the cosines: makes the minimiser unique, equal tasks get equal weights
+ROUNDS = 10  # times n, at most; it takes about n
 ZERO = 1e-12  # a zero gradient counts as one of this norm, relative to the largest, orthogonal to all others
 
 
-def minimise_norm(gramian: Array) -> Array:
-    """Weights ``[n]`` on the simplex of the shortest combination of the gradients (`gramian` ``[n, n]``)."""
+def minimise_norm(gramian: Array) -> tuple[Array, bool]:
+    """Weights ``[n]`` on the simplex of the shortest combination of the gradients (`gramian` ``[n, n]``), and whether
+    they were found.
+    """
     norms, cosines = _lift(gramian)
-    return _minimise(cosines, norms, np.zeros_like(norms), 1.0)[0]
+    weights, _, found = _minimise(cosines, norms, np.zeros_like(norms), 1.0)
+    return weights, found
 
 
-def minimise_against_mean(gramian: Array, c: float) -> tuple[Array, float]:
+def minimise_against_mean(gramian: Array, c: float) -> tuple[Array, float, bool]:
     """CAGrad's dual: minimise ``g_w·g₀ + c ‖g₀‖ ‖g_w‖`` for w on the simplex, g₀ being the mean gradient.
 
     Args:
@@ -24,13 +28,13 @@ def minimise_against_mean(gramian: Array, c: float) -> tuple[Array, float]:
         c: in (0, 1).
 
     Returns:
-        w ``[n]``, and ``λ = c ‖g₀‖ / ‖g_w‖``.
+        w ``[n]``, ``λ = c ‖g₀‖ / ‖g_w‖``, and whether w was found.
     """
     norms, cosines = _lift(gramian)
     products = cosines @ norms / len(norms)
     radius = c * float(np.sqrt(norms @ products / len(norms)))
-    weights, length = _minimise(cosines, norms, products, radius)
-    return weights, radius / length
+    weights, length, found = _minimise(cosines, norms, products, radius)
+    return weights, radius / length, found
 
 
 def _lift(gramian: Array) -> tuple[Array, Array]:
@@ -44,7 +48,7 @@ def _lift(gramian: Array) -> tuple[Array, Array]:
     return norms, lifted(cosines, RIDGE)
 
 
-def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tuple[Array, float]:
+def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tuple[Array, float, bool]:
     """Minimise ``linear·y + radius √(yᵀ C y)`` over ``y ≥ 0, Σ yᵢ/normᵢ = 1``; weights are ``y / norms``.
 
     A primal active-set method. On the tasks in play S the minimiser has a closed form. With ``y₀`` the
@@ -55,7 +59,7 @@ def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tup
     guards against rounding.
 
     Returns:
-        The weights ``[n]``, and the length ``√(yᵀ C y)``.
+        The weights ``[n]``, the length ``√(yᵀ C y)``, and False where the cap was met: the best so far.
     """
     n = len(norms)
     rate = norms.min() / norms  # the constraint is rate·y = 1, in units of the smallest norm
@@ -66,7 +70,8 @@ def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tup
         False  # until the first optimum on a set, tasks leave many at a time: a start need not descend
     )
     returned = -1
-    for _ in range(10 * n):
+    found = True
+    for _ in range(ROUNDS * n):
         of_rate, of_linear = np.linalg.solve(cosines[np.ix_(active, active)], right[active]).T
         a = rate[active]
         shortest = of_rate / (a @ of_rate)
@@ -116,5 +121,7 @@ def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tup
         if first == 0 and active[leaving][0] == returned:
             break  # it returned by rounding only
         active = active[~leaving]
+    else:
+        found = False
     weights = y * rate
-    return weights / weights.sum(), float(np.sqrt(y @ cosines @ y)) * norms.min()
+    return weights / weights.sum(), float(np.sqrt(y @ cosines @ y)) * norms.min(), found

@@ -35,7 +35,11 @@ class UPGrad(HostSolver):
             values, vectors = np.linalg.eigh(cosines)
             root = np.sqrt(values.clip(min=RIDGE))[:, None] * vectors.T  # rootᵀ root = cosines
             for i in conflicting:
-                added, _ = nnls(root, -root[:, i], maxiter=30 * n)
+                try:
+                    added, _ = nnls(root, -root[:, i], maxiter=30 * n)
+                except RuntimeError:  # it met its limit: this gradient stays as it is
+                    self.fallbacks += 1
+                    continue
                 own[i] += norms[i] * added
         inverse = np.divide(1, norms, out=np.zeros(n), where=norms > 0)
         weights: Array = ((own * inverse).sum(axis=0) + (norms == 0)) / n

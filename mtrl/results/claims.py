@@ -45,8 +45,9 @@ class Claim:
 
     Attributes:
         arms, reference: ``experiment/arm``, as run folders and tables have them.
-        metric: of :data:`mtrl.results.compare.STATISTICS`, or ``log_critic_loss``.
-        control: two arms whose difference has to be seen (``better``, ``worse``), or a ``ratio`` of the bench.
+        metric: of :data:`mtrl.results.compare.STATISTICS`, or ``log_critic_loss``; several: the sentence is of each.
+        control: two arms whose difference has to be seen (``better``, ``worse``) in a ``metric`` (area, unless it is
+            said), or a ``ratio`` of the bench.
         value: what ``above`` and ``fails`` compare runs with.
         ratios, times: of the bench, and how many times the cost is "several".
     """
@@ -60,12 +61,16 @@ class Claim:
     commands: list[str]
     arms: list[str] = field(default_factory=list)
     reference: str | None = None
-    metric: str = "area"
+    metric: str | list[str] = "area"
     margin: float = 0.0
     steps_per_task: float = 0.0
     value: float = 0.0
     ratios: list[str] = field(default_factory=list)
     times: float = 0.0
+
+    @property
+    def metrics(self) -> list[str]:
+        return [self.metric] if isinstance(self.metric, str) else self.metric
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,7 @@ def read_claim(path: Path) -> Claim:
         claim = Claim(path.stem, **content)
     except TypeError as error:
         raise ConfigError(f"claims: {path}: {error}") from None
-    known = claim.test in TESTS and claim.metric in (*STATISTICS, LOSS)
+    known = claim.test in TESTS and set(claim.metrics) <= {*STATISTICS, LOSS}
     if not known or (claim.test in TESTS[:3]) != (claim.reference is not None):
         raise ConfigError(
             f"claims: {path}: no test {claim.test!r} of {claim.metric!r}, or no reference for it"
@@ -141,7 +146,12 @@ def judge(claim: Claim, arms: Arms, bench: Path | None = None) -> Verdict:
     if claim.reference is None:
         findings |= {arm: judge_sign(claim, own[arm]) for arm in there}
     elif claim.reference in own:
-        findings |= judge_arms(claim, {arm: own[arm] for arm in there}, own[claim.reference])
+        several = len(claim.metrics) > 1
+        if several:
+            findings = {arm: finding for arm, finding in findings.items() if arm not in own}
+        for metric in claim.metrics:
+            found = judge_arms(claim, metric, {arm: own[arm] for arm in there}, own[claim.reference])
+            findings |= {f"{arm}, {metric}" if several else arm: f for arm, f in found.items()}
     elif there:
         findings |= {arm: Finding(NO_DATA, f"no complete run of {claim.reference}") for arm in there}
     control = judge_control(claim, own)
@@ -161,6 +171,8 @@ def overall(claim: Claim, verdicts: Sequence[str]) -> tuple[str, str]:
         return SUPPORTED, "every arm"
     if claim.test == "differs" and SUPPORTED in verdicts:
         return SUPPORTED, "an arm"
+    if len(claim.metrics) > 1 and CONTRADICTED in verdicts:
+        return CONTRADICTED, "a metric"
     if claim.test == "not_better" and CONTRADICTED in verdicts:
         return CONTRADICTED, "an arm"
     if all(verdict == CONTRADICTED for verdict in verdicts):
@@ -220,8 +232,8 @@ def unfit(found: Difference, metric: str) -> str | None:
     return None
 
 
-def judge_arms(claim: Claim, arms: Arms, reference: Sequence[Curve]) -> dict[str, Finding]:
-    differences = {arm: compared(curves, reference, claim.metric) for arm, curves in arms.items()}
+def judge_arms(claim: Claim, metric: str, arms: Arms, reference: Sequence[Curve]) -> dict[str, Finding]:
+    differences = {arm: compared(curves, reference, metric) for arm, curves in arms.items()}
     above = dict(zip(arms, holm([d.p_above() for d in differences.values()]), strict=True))
     two_sided = [
         None if d.p_above() is None else min(1.0, 2 * min(d.p_above() or 0.0, d.p_below() or 0.0))
@@ -231,7 +243,7 @@ def judge_arms(claim: Claim, arms: Arms, reference: Sequence[Curve]) -> dict[str
     minutes = {arm: float(np.mean([c.minutes[-1] for c in curves])) for arm, curves in arms.items()}
     found = {}
     for arm, d in differences.items():
-        if reason := unfit(d, claim.metric):
+        if reason := unfit(d, metric):
             found[arm] = Finding(INCONCLUSIVE, f"{d.mean:+.3f} over {d.runs} seeds, {reason}")
             continue
         values = {
@@ -248,7 +260,7 @@ def judge_arms(claim: Claim, arms: Arms, reference: Sequence[Curve]) -> dict[str
         tests = ", ".join(f"p {key} {p_text(value)}" for key, value in zip((yes, no), shown, strict=True))
         power = power_equivalence if claim.test == "differs" else power_non_superiority
         got = power(d.runs, d.sd, claim.margin, d.paired)
-        ends = d.interval if claim.metric != LOSS else None
+        ends = d.interval if metric != LOSS else None
         between = f" [{ends[0]:+.3f}, {ends[1]:+.3f}]" if ends else ""
         pairs = "pairs" if d.paired else "runs of each"
         numbers = f"{d.mean:+.3f}{between} over {d.runs} {pairs}, SD {d.sd:.3f}, {tests}, power {got:.2f} at the margin"
@@ -270,7 +282,8 @@ def settled_by(power: Any, found: Difference, margin: float, minutes: float) -> 
 
 def judge_sign(claim: Claim, curves: Sequence[Curve]) -> Finding:
     """Whether most runs are above a value, or fail, by the sign test: no shape of the scores is assumed."""
-    values = np.array([*scores(curves, claim.metric).values()])
+    (metric,) = claim.metrics
+    values = np.array([*scores(curves, metric).values()])
     if claim.test == "above":
         hits = values > claim.value + claim.margin
         what = f"above {claim.value + claim.margin:.2f}"
@@ -288,13 +301,14 @@ def judge_sign(claim: Claim, curves: Sequence[Curve]) -> Finding:
 
 
 def judge_control(claim: Claim, arms: Arms) -> Finding:
-    """Whether the data see a difference that is known to be there, by the primary metric."""
+    """Whether the data see a difference that is known to be there."""
+    metric = claim.control.get("metric", "area")
     better, worse = claim.control["better"], claim.control["worse"]
     if missing := [arm for arm in (better, worse) if arm not in arms]:
         return Finding(NO_DATA, f"no complete run of {' and '.join(missing)}")
-    found = compared(arms[better], arms[worse], "area")
+    found = compared(arms[better], arms[worse], metric)
     p = found.p_above()
-    numbers = f"{better} minus {worse} {found.mean:+.3f} in area over {found.runs} seeds, p {p_text(p)}"
+    numbers = f"{better} minus {worse} {found.mean:+.3f} in {metric} over {found.runs} seeds, p {p_text(p)}"
     return Finding(SUPPORTED if p is not None and p < ALPHA else INCONCLUSIVE, numbers)
 
 
@@ -349,7 +363,7 @@ def as_markdown(verdicts: Sequence[Verdict]) -> str:
         claim = v.claim
         against = f", against `{claim.reference}`" if claim.reference else ""
         margin = f", margin {claim.margin:g}" if claim.margin else ""
-        metric = f"Metric: {claim.metric}{margin}{against}. " if claim.test != "cost" else ""
+        metric = f"Metric: {' and '.join(claim.metrics)}{margin}{against}. " if claim.test != "cost" else ""
         lines += [
             "", f"## {claim.name}", "", f"“{claim.sentence}” ({claim.source})", "",
             f"**{v.verdict}** ({v.why}). {metric}Rule: {claim.decision}.", "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -40,9 +41,10 @@ from mtrl.results.statistics import (
 from mtrl.run.paths import RunPaths
 from mtrl.settings import path_of
 
-STATISTICS = ("final", "last3", "last5", "best", "area", "worst3")
+STATISTICS = ("final", "last3", "last5", "best", "area", "worst3", "unseen")
 METRIC, MARGIN = "area", 0.05  # what arms are compared by, unless said otherwise
 WORST = 3  # tasks
+COUNTS = ("measured", "fallbacks")
 Groups = Mapping[str, Sequence[Curve]]
 
 
@@ -106,14 +108,18 @@ def statistics(curve: Curve) -> dict[str, float]:
 
     ``final``: the last evaluation; ``last3``, ``last5``: the mean of the last three and five; ``best``: the best over
     time, biased upwards by the number of looks; ``area``: mean over evaluations; ``worst3``: of the run's three worst
-    tasks over the last five evaluations.
+    tasks over the last five evaluations; ``unseen``: on goals that were not trained on, 0 for a failed run, NaN where
+    it was not measured.
     """
     mean, tasks = curve.success.mean(axis=1), last_five(curve)
     worst = np.sort(tasks)[:WORST].mean() if np.isfinite(tasks).all() else np.nan
+    unseen = (
+        0.0 if curve.failed else math.nan if curve.unseen is None else float(np.mean(curve.unseen.success))
+    )
     return {
         "final": float(mean[-1]), "last3": float(mean[-3:].mean()), "last5": float(mean[-5:].mean()),
         "best": float(mean.max()), "area": float(mean.mean()),
-        "worst3": float(worst),
+        "worst3": float(worst), "unseen": unseen,
     }  # fmt: skip
 
 
@@ -320,17 +326,12 @@ def described(values: Array) -> dict[str, Any]:
 
 
 def mean_acting(curves: Sequence[Curve]) -> dict[str, dict[str, float]]:
-    """:func:`mtrl.results.reading.acting_of`, mean over the runs that have it; measured updates are added."""
-    found = {}
+    """:func:`mtrl.results.reading.acting_of`, mean over the runs that have it; counts are added."""
+    found: dict[str, dict[str, float]] = {}
     for network in NETWORKS:
         own = [curve.acting[network] for curve in curves if network in curve.acting]
-        if own:
-            found[network] = {
-                key: float(
-                    np.sum([one[key] for one in own])
-                    if key == "measured"
-                    else np.mean([one[key] for one in own])
-                )
-                for key in own[0]
-            }
+        for key in dict.fromkeys(key for one in own for key in one):
+            values = [one[key] for one in own if key in one]
+            merged = np.sum(values) if key in COUNTS else np.mean(values)
+            found.setdefault(network, {})[key] = float(merged)
     return found

@@ -6,7 +6,7 @@
     # {"run": 0, "arm": "pcgrad", "seed": 200, "status": "DONE", "protocol": "…", "settings": {…}, …}
     run,steps,minutes,task,success,success_at_end,return
 
-A commented line per run, a row per evaluation and task.
+A commented line per run (with ``unseen``, where that was measured), a row per evaluation and task.
 
 ``pandas.read_csv(FILE, comment="#")`` reads the numbers. An empty cell is not known. Numbers of success are exact.
 """
@@ -18,13 +18,14 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtrl.config import ConfigError
-from mtrl.results.reading import MOST, Curve, mapping, parsed, read_text, real, require_later
+from mtrl.results.reading import MOST, Curve, Unseen, mapping, parsed, read_text, real, require_later
 
 FORMAT = "# mtrl-runs-1"
 COLUMNS = ("run", "steps", "minutes", "task", "success", "success_at_end", "return")
@@ -57,6 +58,8 @@ def write_table(groups: Mapping[str, Sequence[Curve]]) -> str:
         values = (arm, curve.seed, curve.status, curve.protocol, list(curve.task_names), curve.episodes,
                   curve.settings, curve.acting, curve.critic_loss)  # fmt: skip
         about = {"run": number, **dict(zip(ABOUT, values, strict=True))}
+        if curve.unseen is not None:
+            about["unseen"] = asdict(curve.unseen)
         print("#", json.dumps(about, ensure_ascii=False, allow_nan=False), file=text)
     lines.writerow(COLUMNS)
     for number, (_, curve) in enumerate(runs):
@@ -125,6 +128,7 @@ def curve_of(
     about: dict[str, Any], rows: list[tuple[int, dict[str, str]]], folder: Path, path: Path
 ) -> Curve:
     tasks = tuple(about["tasks"])
+    unseen = read_unseen(about["unseen"], len(tasks), path) if "unseen" in about else None
     numbers: dict[str, list[list[float]]] = {key: [] for key in NUMBERS}
     steps: list[float] = []
     minutes: list[float] = []
@@ -157,8 +161,22 @@ def curve_of(
         task_names=tasks, steps=np.array(steps), minutes=np.array(minutes), success=column("success"),
         at_end=column("success_at_end"), returns=column("return"), episodes=about["episodes"],
         seed=about["seed"], settings=about["settings"], acting=about["acting"],
-        critic_loss=about["critic_loss"],
+        critic_loss=about["critic_loss"], unseen=unseen,
     )  # fmt: skip
+
+
+def read_unseen(found: Any, tasks: int, path: Path) -> Unseen:
+    """What a run's line has of goals that were not trained on."""
+    where = f"{path}, unseen"
+    found = mapping(found, where)
+    success = found.get("success")
+    if not isinstance(success, list) or len(success) != tasks:
+        raise ConfigError(f"run: {where}: success is {success!r:.80}, not a number per task")
+    return Unseen(
+        int(real(found, "goal_seed", where, 0, 2.0**63)),
+        int(real(found, "episodes", where, 1)),
+        tuple(real({"success": value}, "success", where, 0, 1) for value in success),
+    )
 
 
 def number(text: str, where: str) -> float:

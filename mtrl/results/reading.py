@@ -31,6 +31,21 @@ OF_A_RUN = (
 
 
 @dataclass(frozen=True)
+class Unseen:
+    """What ``mtrl evaluate --goals unseen`` found of a run's last policy.
+
+    Attributes:
+        goal_seed: of the goals, which is not that of the run's own.
+        episodes: goals per task.
+        success: ``[T]``.
+    """
+
+    goal_seed: int
+    episodes: int
+    success: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Curve:
     """The evaluations of one run, n of them.
 
@@ -46,6 +61,7 @@ class Curve:
         settings: what makes runs alike or not, by name; see :func:`settings_of`.
         acting: per network, what the method did to the gradient; see :func:`acting_of`.
         critic_loss: mean over tasks and the second half of the training log; None where it is not known.
+        unseen: of the policy at the last step, on goals of another seed; None where that was not measured.
     """
 
     path: Path
@@ -62,6 +78,7 @@ class Curve:
     settings: dict[str, Any] = field(default_factory=dict)
     acting: dict[str, dict[str, float]] = field(default_factory=dict)
     critic_loss: float | None = None
+    unseen: Unseen | None = None
 
     @property
     def folder(self) -> Path:
@@ -91,12 +108,18 @@ class Curve:
             success=np.vstack((self.success[kept], lost)),
             at_end=np.vstack((self.at_end[kept], lost)),
             returns=np.vstack((self.returns[kept], np.full_like(lost, math.nan))),
+            unseen=self.unseen if self.last_step in steps else None,
         )
 
     def of_tasks(self, names: tuple[str, ...]) -> Curve:
         """Some of its tasks, in this order."""
         places = [self.task_names.index(name) for name in names]
-        parts = {key: getattr(self, key)[:, places] for key in ("success", "at_end", "returns")}
+        parts: dict[str, Any] = {
+            key: getattr(self, key)[:, places] for key in ("success", "at_end", "returns")
+        }
+        if self.unseen is not None:
+            success = tuple(self.unseen.success[place] for place in places)
+            parts["unseen"] = replace(self.unseen, success=success)
         return replace(self, task_names=names, **parts)
 
 
@@ -146,8 +169,30 @@ def read_curve(path: str | Path) -> Curve:
         **about(run), task_names=tasks, steps=np.array(steps), minutes=np.array(minutes),
         success=np.array(columns["success"]), at_end=np.array(columns["success_at_end"]),
         returns=np.round(np.array(columns["return"]), 3),
-        episodes=episodes.pop() if len(episodes) == 1 else None,
+        episodes=episodes.pop() if len(episodes) == 1 else None, unseen=unseen_of(run, tasks, steps[-1]),
     )  # fmt: skip
+
+
+def unseen_of(run: RunPaths, tasks: tuple[str, ...], last_step: float) -> Unseen | None:
+    """What ``unseen.json`` says, unless the run went on after it was written."""
+    if not run.unseen.is_file():
+        return None
+    where = str(run.unseen)
+    content = mapping(read_json(run.unseen), where)
+    if real(content, "steps_per_task", where, 0) != last_step:
+        return None
+    by_task = mapping(content.get("tasks"), where)
+    if set(by_task) != set(tasks):
+        raise ConfigError(f"run: {where} has other tasks than {run.evaluations}")
+    scores = [mapping(by_task[name], f"{where}, {name}") for name in tasks]
+    goal_seed = int(real(mapping(content.get("protocol"), where), "goal_seed", where, 0, 2.0**63))
+    if goal_seed == goal_seed_of(config_of(run), mapping(read_json(run.meta).get("protocol"), run.meta)):
+        raise ConfigError(f"run: {where} is of goal seed {goal_seed}, which the run trained on")
+    return Unseen(
+        goal_seed,
+        int(real(scores[0], "episodes", where, 1)),
+        tuple(real(s, "success", f"{where}, {name}", 0, 1) for s, name in zip(scores, tasks, strict=True)),
+    )
 
 
 def failed_curve(path: str | Path, task_names: tuple[str, ...]) -> Curve:
@@ -201,11 +246,10 @@ def settings_of(config: dict[str, Any], meta: dict[str, Any], protocol: dict[str
     """``goals`` (their seed, where they are fixed), ``total_steps_per_task``, ``commit``, ``versions`` and
     ``config``: a digest of the settings that are an arm's.
     """
-    seed = config.get("seed") if protocol.get("goal_seed") is None else protocol["goal_seed"]
     of_arm = {key: value for key, value in config.items() if key not in OF_A_RUN}
     text = json.dumps(of_arm, sort_keys=True, default=str)
     return {
-        "goals": seed if protocol.get("goals") == "fixed" else None,
+        "goals": goal_seed_of(config, protocol) if protocol.get("goals") == "fixed" else None,
         "total_steps_per_task": config.get("total_steps_per_task"),
         "commit": meta.get("commit"),
         "versions": meta.get("versions"),
@@ -213,18 +257,24 @@ def settings_of(config: dict[str, Any], meta: dict[str, Any], protocol: dict[str
     }
 
 
+def goal_seed_of(config: dict[str, Any], protocol: dict[str, Any]) -> Any:
+    """The seed that a run's goals are drawn from."""
+    return config.get("seed") if protocol.get("goal_seed") is None else protocol["goal_seed"]
+
+
 def acting_of(run: RunPaths) -> dict[str, dict[str, float]]:
     """Per network, means over a run's conflict measurements, which are of one update in ``diagnostics_every``.
 
     ``cosine`` and ``norm_ratio`` of the applied direction and the mean gradient; ``unchanged``, the share of updates
     where they are equal as far as bf16 tells; ``conflict``, the share of pairs of tasks whose gradients point apart;
-    ``measured``, the number of updates. Empty without a measurement.
+    ``measured``, the number of updates. Without a measurement they are missing. ``fallbacks``: how often in all updates
+    the method's solver had no solution; missing where nothing is solved.
     """
-    if not run.conflicts.is_file():
-        return {}
-    records = read_lines(run.conflicts)
-    found = {}
+    records = read_lines(run.conflicts) if run.conflicts.is_file() else []
+    found: dict[str, dict[str, float]] = {}
     for network in NETWORKS:
+        if counts := logged(run, f"train/{network}_fallbacks"):
+            found[network] = {"fallbacks": counts[-1]}
         rows = np.array(
             [
                 [r.get(key) for key in ("cosine_to_mean", "norm_ratio", "negative_pairs")]
@@ -239,6 +289,7 @@ def acting_of(run: RunPaths) -> dict[str, dict[str, float]]:
         same = (rows[:, 0] >= SAME_COSINE) & (np.abs(rows[:, 1] - 1) <= SAME_NORM)
         apart = rows[:, 2][np.isfinite(rows[:, 2])]
         found[network] = {
+            **found.get(network, {}),
             "cosine": round(float(rows[:, 0].mean()), 4), "norm_ratio": round(float(rows[:, 1].mean()), 4),
             "unchanged": round(float(same.mean()), 4),
             "conflict": round(float(apart.mean()), 4) if len(apart) else 0.0, "measured": len(rows),
@@ -248,16 +299,22 @@ def acting_of(run: RunPaths) -> dict[str, dict[str, float]]:
 
 def loss_of(run: RunPaths) -> float | None:
     """Mean critic loss over the second half of ``progress.csv``."""
+    values = logged(run, "train/critic_loss", finite=False)
+    finite = [value for value in values[len(values) // 2 :] if math.isfinite(value)]
+    return float(f"{np.mean(finite):.6g}") if finite else None
+
+
+def logged(run: RunPaths, key: str, finite: bool = True) -> list[float]:
+    """A column of ``progress.csv``; without ``finite`` NaN stands where a row has none."""
     if not run.progress.is_file():
-        return None
+        return []
     values = []
     for row in csv.DictReader(read_text(run.progress).splitlines()):
         try:
-            values.append(float(row.get("train/critic_loss") or "nan"))
+            values.append(float(row.get(key) or "nan"))
         except ValueError:
-            raise ConfigError(f"run: {run.progress}: train/critic_loss is no number") from None
-    finite = [value for value in values[len(values) // 2 :] if math.isfinite(value)]
-    return float(f"{np.mean(finite):.6g}") if finite else None
+            raise ConfigError(f"run: {run.progress}: {key} is no number") from None
+    return [value for value in values if math.isfinite(value)] if finite else values
 
 
 def read_text(path: Path) -> str:

@@ -11,6 +11,7 @@
         events.out.tfevents.*   TensorBoard
         policy.safetensors      the newest checkpoint's policy;  policy_best.safetensors: the best at an evaluation
         checkpoint/             all that is needed to go on (see mtrl.run.checkpoint)
+        unseen.json             once `mtrl evaluate --goals unseen` was here: success on goals that were not trained on
         evidence.safetensors    of a diverged run: the last numbers and a batch
         STATUS                  RUNNING, DONE, INTERRUPTED, DIVERGED or FAILED, and why
         .lock                   held by the process that trains here, and the mark that the folder is a run
@@ -90,7 +91,16 @@ class RunFolder(RunPaths):
             if entry.is_symlink():
                 raise ConfigError(f"run_dir: {entry.path} is a link; a run's own files are none")
         files = {
-            path.name for path in (self.config, self.meta, *self._logs(), self.last, self.best, self.evidence)
+            path.name
+            for path in (
+                self.config,
+                self.meta,
+                *self._logs(),
+                self.unseen,
+                self.last,
+                self.best,
+                self.evidence,
+            )
         }
         files |= {self._status.name, self._lock_file.name}
         for path in self.path.iterdir() if self.path.is_dir() else ():

@@ -20,6 +20,7 @@ class RunPaths:
         self.progress = self.path / "progress.csv"
         self.evaluations = self.path / "eval.jsonl"
         self.conflicts = self.path / "conflict.jsonl"
+        self.unseen = self.path / "unseen.json"
         self.last = self.path / "policy.safetensors"
         self.best = self.path / "policy_best.safetensors"
         self.evidence = self.path / "evidence.safetensors"

@@ -23,7 +23,7 @@ from mtrl.results.claims import (
     read_arms,
     read_claims,
 )
-from mtrl.results.reading import Curve
+from mtrl.results.reading import Curve, Unseen
 from mtrl.settings import config_names, parse_train
 
 TASKS = ("a", "b")
@@ -123,6 +123,55 @@ def test_claims_of_an_effect_of_a_constant_of_failure_and_of_loss():
     assert judge(loss, arms).verdict == INCONCLUSIVE  # none was logged
 
 
+def unseen(small, big, one_goal, n=5, sd=0.02):
+    """Runs of ``generalise``, whose success on trained goals is the other way round."""
+    generator = np.random.default_rng(0)
+    luck = generator.normal(0, 0.05, n)
+    levels = {"generalise/width_32": small, "generalise/width_256": big, "generalise/one_goal": one_goal}
+    arms = {}
+    for arm, level in levels.items():
+        scores = level + luck + generator.normal(0, sd, n)
+        arms[arm] = [
+            replace(curve, unseen=Unseen(1_000_203, 50, (score, score)))
+            for curve, score in zip(runs(arm, 1 - scores), scores, strict=True)
+        ]
+    return arms
+
+
+def test_generalisation_is_judged_on_goals_that_were_not_trained_on():
+    claim = CLAIMS["S1"]
+    assert judge(claim, unseen(0.6, 0.4, 0.2)).verdict == SUPPORTED
+    assert judge(claim, unseen(0.4, 0.5, 0.2)).verdict == CONTRADICTED
+    assert judge(claim, unseen(0.42, 0.45, 0.1, sd=0.05)).verdict == INCONCLUSIVE
+    blind = judge(claim, unseen(0.6, 0.4, 0.4))
+    assert (blind.verdict, blind.control.verdict) == (INCONCLUSIVE, INCONCLUSIVE)
+    measured = unseen(0.6, 0.4, 0.2)
+    forgotten = {arm: [replace(curve, unseen=None) for curve in curves] for arm, curves in measured.items()}
+    assert judge(claim, forgotten).verdict == INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("mean", "worst", "verdict"),
+    [(0.2, 0.2, SUPPORTED), (0.2, -0.1, CONTRADICTED), (-0.1, -0.1, CONTRADICTED), (0.2, 0.04, INCONCLUSIVE)],
+)
+def test_a_claim_of_two_metrics_has_to_hold_in_both(mean, worst, verdict):
+    generator = np.random.default_rng(3)
+    small, big = "evidence_tier5/width_32_unitary", "evidence_tier1/unitary"
+    arms = grid(n=5, bare=-0.3)
+    for arm, (middle, low) in {small: (0.0, 0.0), big: (mean, worst)}.items():
+        # four tasks: the three worst, and one that makes up the mean
+        third = 0.3 + low + generator.normal(0, 0.03, 5)
+        total = 0.4 + middle + generator.normal(0, 0.03, 5)
+        arms[arm] = []
+        for curve, t, m in zip(runs(arm, total), third, total, strict=True):
+            scores = np.tile([t, t, t, 4 * m - 3 * t], (5, 1))
+            parts = dict.fromkeys(("success", "at_end", "returns"), scores)
+            arms[arm].append(replace(curve, task_names=tuple("abcd"), **parts))
+    found = judge(CLAIMS["S3"], arms)
+    assert list(found.arms) == [f"{big}, last5", f"{big}, worst3"]
+    assert found.verdict == verdict
+
+
 @pytest.mark.parametrize(
     ("batched", "loop", "verdict"),
     [
@@ -140,7 +189,7 @@ def test_cost_is_judged_by_the_bench(tmp_path, batched, loop, verdict):
 
 
 def test_every_claim_is_shipped_is_no_config_and_its_page_is_that_of_the_data():
-    assert list(CLAIMS) == [*(f"C{n}" for n in range(1, 11)), "S1", "S2"]
+    assert list(CLAIMS) == [*(f"C{n}" for n in range(1, 11)), "S1", "S2", "S3"]
     assert not any(name.startswith("claims") for name in config_names())
     for claim in CLAIMS.values():
         assert claim.commands, claim.name
