@@ -145,7 +145,7 @@ class LogCallback(TrainerCallback):
             return
         for network in ("critic", "actor"):
             self.record_tasks(f"train_{network}_weight", metrics[f"{network}_weights"].tolist())
-            fallbacks = self.trainer.agent.methods[network].fallbacks
+            fallbacks = self.trainer.agent.learners[network].method.fallbacks
             if fallbacks is not None:
                 self.record(f"train/{network}_fallbacks", fallbacks)
         for key, metric in PER_TASK.items():
