@@ -163,7 +163,7 @@ def draw(args: Any, groups: Groups, baselines: list[Baseline]) -> None:
         panels = {
             f"{label}, {network}": cosines
             for label, seeds in groups.items()
-            for network, cosines in mean_conflict([curve.path for curve in seeds]).items()
+            for network, cosines in mean_conflict(seeds).items()
         }
         names = next(iter(groups.values()))[0].task_names
         save_figure(cosine_figure(panels, names), args.conflict_figure, dpi=100, bbox_inches="tight")

@@ -19,7 +19,6 @@ from mtrl.results.reading import (
     NoEvaluation,
     failed_curve,
     read_curve,
-    read_lines,
 )
 from mtrl.results.statistics import (
     FEWEST,
@@ -133,29 +132,20 @@ def dead_tasks(curve: Curve) -> list[str]:
     return [name for name, score in zip(curve.task_names, last_five(curve), strict=True) if score == 0]
 
 
-def read_conflict(path: str | Path) -> dict[str, Array]:
-    """Per network, the pairwise cosines ``[T, T]`` averaged over the second half of a run's measurements.
+def mean_conflict(curves: Sequence[Curve]) -> dict[str, Array]:
+    """Per network, the pairwise cosines ``[T, T]`` of several runs, averaged.
 
     Raises:
-        ConfigError: the run has no ``conflict.jsonl`` that can be read.
+        ConfigError: a run has no conflict measurement.
     """
-    try:
-        records = read_lines(RunPaths(path).conflicts)
-        cosines = {
-            network: np.array([r["cosines"] for r in records if r["network"] == network], dtype=float)
-            for network in NETWORKS
-        }
-        return {network: np.nanmean(c[len(c) // 2 :], axis=0) for network, c in cosines.items()}
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(
-            f"run: {path} has no conflict measurement that can be read (tables hold only its means)"
-        ) from None
-
-
-def mean_conflict(paths: Sequence[str | Path]) -> dict[str, Array]:
-    """:func:`read_conflict` of several runs, averaged."""
-    found = [read_conflict(path) for path in paths]
-    return {network: np.nanmean([one[network] for one in found], axis=0) for network in found[0]}
+    for curve in curves:
+        if not curve.cosines:
+            raise ConfigError(f"run: {curve.path} has no conflict measurement that can be read")
+    return {
+        network: np.nanmean([curve.cosines[network] for curve in curves], axis=0)
+        for network in curves[0].cosines
+        if all(network in curve.cosines for curve in curves)
+    }
 
 
 def group(curves: Sequence[Curve]) -> dict[str, list[Curve]]:

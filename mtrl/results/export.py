@@ -6,7 +6,8 @@
     # {"run": 0, "arm": "pcgrad", "seed": 200, "status": "DONE", "protocol": "…", "settings": {…}, …}
     run,steps,minutes,task,success,success_at_end,return
 
-A commented line per run (with ``unseen``, where that was measured), a row per evaluation and task.
+A commented line per run (with ``unseen`` and ``cosines``, where these were measured: of the pairs 0-1, 0-2, … 1-2, …),
+a row per evaluation and task.
 
 ``pandas.read_csv(FILE, comment="#")`` reads the numbers. An empty cell is not known. Numbers of success are exact.
 """
@@ -25,7 +26,18 @@ from typing import Any
 import numpy as np
 
 from mtrl.config import ConfigError
-from mtrl.results.reading import MOST, Curve, Unseen, mapping, parsed, read_text, real, require_later
+from mtrl.results.reading import (
+    MOST,
+    NETWORKS,
+    Array,
+    Curve,
+    Unseen,
+    mapping,
+    parsed,
+    read_text,
+    real,
+    require_later,
+)
 
 FORMAT = "# mtrl-runs-1"
 COLUMNS = ("run", "steps", "minutes", "task", "success", "success_at_end", "return")
@@ -60,6 +72,8 @@ def write_table(groups: Mapping[str, Sequence[Curve]]) -> str:
         about = {"run": number, **dict(zip(ABOUT, values, strict=True))}
         if curve.unseen is not None:
             about["unseen"] = asdict(curve.unseen)
+        if curve.cosines:
+            about["cosines"] = {name: pairs_of(found) for name, found in curve.cosines.items()}
         print("#", json.dumps(about, ensure_ascii=False, allow_nan=False), file=text)
     lines.writerow(COLUMNS)
     for number, (_, curve) in enumerate(runs):
@@ -162,7 +176,31 @@ def curve_of(
         at_end=column("success_at_end"), returns=column("return"), episodes=about["episodes"],
         seed=about["seed"], settings=about["settings"], acting=about["acting"],
         critic_loss=about["critic_loss"], unseen=unseen,
+        cosines=read_cosines(about.get("cosines", {}), len(tasks), path),
     )  # fmt: skip
+
+
+def pairs_of(cosines: Array) -> list[float | None]:
+    """The upper half of a symmetric matrix; None for NaN."""
+    pairs = cosines[np.triu_indices(len(cosines), 1)].tolist()
+    return [None if math.isnan(cosine) else cosine for cosine in pairs]
+
+
+def read_cosines(found: Any, tasks: int, path: Path) -> dict[str, Array]:
+    """The matrices that :func:`pairs_of` took apart; the diagonal is 1."""
+    matrices = {}
+    for network, pairs in mapping(found, f"{path}, cosines").items():
+        places = np.triu_indices(tasks, 1)
+        where = f"{path}, cosines, {network}"
+        if network not in NETWORKS or not isinstance(pairs, list) or len(pairs) != len(places[0]):
+            raise ConfigError(f"run: {where}: not one number per pair of {tasks} tasks")
+        matrix = np.eye(tasks)
+        matrix[places] = [
+            math.nan if cosine is None else real({"cosine": cosine}, "cosine", where, -1, 1)
+            for cosine in pairs
+        ]
+        matrices[network] = np.triu(matrix) + np.triu(matrix, 1).T
+    return matrices
 
 
 def read_unseen(found: Any, tasks: int, path: Path) -> Unseen:

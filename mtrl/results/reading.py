@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class Curve:
         episodes: per task in an evaluation; None where they differ.
         settings: what makes runs alike or not, by name; see :func:`settings_of`.
         acting: per network, what the method did to the gradient; see :func:`acting_of`.
+        cosines: per network, the mean pairwise cosines ``[T, T]`` of the tasks' gradients; see :func:`cosines_of`.
         critic_loss: mean over tasks and the second half of the training log; None where it is not known.
         unseen: of the policy at the last step, on goals of another seed; None where that was not measured.
     """
@@ -77,6 +79,7 @@ class Curve:
     seed: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     acting: dict[str, dict[str, float]] = field(default_factory=dict)
+    cosines: dict[str, Array] = field(default_factory=dict)
     critic_loss: float | None = None
     unseen: Unseen | None = None
 
@@ -117,6 +120,7 @@ class Curve:
         parts: dict[str, Any] = {
             key: getattr(self, key)[:, places] for key in ("success", "at_end", "returns")
         }
+        parts["cosines"] = {name: found[np.ix_(places, places)] for name, found in self.cosines.items()}
         if self.unseen is not None:
             success = tuple(self.unseen.success[place] for place in places)
             parts["unseen"] = replace(self.unseen, success=success)
@@ -212,10 +216,11 @@ def about(run: RunPaths) -> dict[str, Any]:
     if not isinstance(protocol.get("name"), str):
         raise ConfigError(f"run: {run.meta} names no protocol")
     config = config_of(run)
+    measured = read_lines(run.conflicts) if run.conflicts.is_file() else []
     return {
         "path": run.path, "protocol": protocol["name"], "status": run.status,
         "seed": seed_of(run, config), "settings": settings_of(config, meta, protocol),
-        "acting": acting_of(run), "critic_loss": loss_of(run),
+        "acting": acting_of(run, measured), "cosines": cosines_of(measured), "critic_loss": loss_of(run),
     }  # fmt: skip
 
 
@@ -262,7 +267,7 @@ def goal_seed_of(config: dict[str, Any], protocol: dict[str, Any]) -> Any:
     return config.get("seed") if protocol.get("goal_seed") is None else protocol["goal_seed"]
 
 
-def acting_of(run: RunPaths) -> dict[str, dict[str, float]]:
+def acting_of(run: RunPaths, measured: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Per network, means over a run's conflict measurements, which are of one update in ``diagnostics_every``.
 
     ``cosine`` and ``norm_ratio`` of the applied direction and the mean gradient; ``unchanged``, the share of updates
@@ -270,7 +275,6 @@ def acting_of(run: RunPaths) -> dict[str, dict[str, float]]:
     ``measured``, the number of updates. Without a measurement they are missing. ``fallbacks``: how often in all updates
     the method's solver had no solution; missing where nothing is solved.
     """
-    records = read_lines(run.conflicts) if run.conflicts.is_file() else []
     found: dict[str, dict[str, float]] = {}
     for network in NETWORKS:
         if counts := logged(run, f"train/{network}_fallbacks"):
@@ -278,7 +282,7 @@ def acting_of(run: RunPaths) -> dict[str, dict[str, float]]:
         rows = np.array(
             [
                 [r.get(key) for key in ("cosine_to_mean", "norm_ratio", "negative_pairs")]
-                for r in records
+                for r in measured
                 if r.get("network") == network
                 and all(isinstance(r.get(key), (int, float)) for key in ("cosine_to_mean", "norm_ratio"))
             ],
@@ -294,6 +298,24 @@ def acting_of(run: RunPaths) -> dict[str, dict[str, float]]:
             "unchanged": round(float(same.mean()), 4),
             "conflict": round(float(apart.mean()), 4) if len(apart) else 0.0, "measured": len(rows),
         }  # fmt: skip
+    return found
+
+
+def cosines_of(measured: list[dict[str, Any]]) -> dict[str, Array]:
+    """Per network, the mean of the second half of a run's measurements, to three digits; NaN where a gradient was zero.
+
+    Empty where a measurement has no matrix.
+    """
+    found: dict[str, Array] = {}
+    for network in NETWORKS:
+        try:
+            rows = np.array([r["cosines"] for r in measured if r.get("network") == network], dtype=float)
+        except (ValueError, KeyError, TypeError):
+            continue
+        if rows.ndim == 3 and rows.shape[1] == rows.shape[2]:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # a mean of nothing is NaN
+                found[network] = np.asarray(np.nanmean(rows[len(rows) // 2 :], axis=0).round(3))
     return found
 
 

@@ -210,19 +210,22 @@ def test_differences_are_from_the_reference_that_is_named(make_run, capsys):
 
 def test_conflicts_are_averaged_over_seeds_and_over_the_second_half_of_each(make_run):
     runs = [make_run(f"x/seed{n}", {1: (1, 1)}, cosine=c) for n, c in enumerate((0.2, 0.4))]
-    found = mean_conflict(runs)
+    found = mean_conflict([read_curve(run) for run in runs])
     assert set(found) == {"critic", "actor"}
     np.testing.assert_allclose(found["actor"], [[1, 0.3], [0.3, 1]])
     (runs[1] / "conflict.jsonl").unlink()
     with pytest.raises(ConfigError, match="seed1 has no conflict measurement that can be read"):
-        mean_conflict(runs)
+        mean_conflict([read_curve(run) for run in runs])
 
 
 def test_every_figure_is_drawn_for_two_labels_and_a_bad_format_is_named(make_run, tmp_path, capsys):
     runs = [str(make_run(f"{x}/seed{n}", {1: (0, 1), 2: (1, 1)})) for x in "xy" for n in (0, 1)]
-    for option in ("figure", "tasks_figure", "conflict_figure"):
+    table = tmp_path / "table.csv"
+    assert cli.main(["export", *runs, str(table)]) == 0
+    options = ("figure", "tasks_figure", "conflict_figure")
+    for option, places in ((o, p) for o in options for p in (runs, [str(table)])):
         file = tmp_path / f"{option}.svg"
-        assert cli.main(["compare", *runs, f"--{option}={file}", "--json=-"]) == 0
+        assert cli.main(["compare", *places, f"--{option}={file}", "--json=-"]) == 0
         drawn = file.read_text()
         assert "<svg" in drawn
         for label in "xy":  # matplotlib writes texts as comments beside their paths

@@ -50,7 +50,13 @@ def grid(tmp_path):
             kept = lines[: {3: 2, 4: 0}.get(seed, 4) if lost else 4]
             if kept:
                 (run / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-            record = {"network": "critic", "cosine_to_mean": 0.9, "norm_ratio": 1.0, "negative_pairs": 0.25}
+            cosines = np.clip(generator.normal(0, 0.3, (10, 10)), -1, 1)
+            cosines = np.triu(cosines, 1) + np.triu(cosines, 1).T + np.eye(10)
+            cosines[2, 5] = cosines[5, 2] = np.nan
+            record = {
+                "network": "critic", "cosine_to_mean": 0.9, "norm_ratio": 1.0, "negative_pairs": 0.25,
+                "cosines": [[None if np.isnan(x) else x for x in row] for row in cosines],
+            }  # fmt: skip
             same = {**record, "cosine_to_mean": 1.0}
             (run / "conflict.jsonl").write_text(json.dumps(record) + "\n" + json.dumps(same) + "\n")
     return tmp_path / "grid"
@@ -93,6 +99,8 @@ def test_a_table_holds_every_number_of_the_runs(grid, tmp_path):
             np.testing.assert_array_equal(getattr(ours, key), getattr(theirs, key))
         for key in ("status", "protocol", "task_names", "episodes", "settings", "acting", "critic_loss"):
             assert getattr(ours, key) == getattr(theirs, key)
+        np.testing.assert_array_equal(ours.cosines["critic"], theirs.cosines["critic"])
+        assert np.isnan(ours.cosines["critic"]).sum() == 2
     assert found["unitary", 0].critic_loss == 1.75
     assert found["unitary", 0].settings["config"] == found["unitary", 1].settings["config"]
     assert found["unitary", 0].settings["config"] != found["pcgrad", 0].settings["config"]
@@ -110,6 +118,8 @@ def test_a_table_holds_every_number_of_the_runs(grid, tmp_path):
         ('{"run": 0,', '{"run": 0, "run": 0,', "the key 'run' comes twice"),
         ("reach-v3,", "push-v3,", "task reach-v3 was expected"),
         ("\n0,25000,", "\n99,25000,", "is no row of a run"),
+        ('"cosines": {"critic": [', '"cosines": {"critic": [0.1, ', "not one number per pair of 10 tasks"),
+        ('"cosines": {"critic": [', '"cosines": {"critic": [7, 8], "x": [', "not one number per pair of 10"),
         (",0.1,", ",7,", "success_at_end is 7.0"),
         (",0.1,", ",nonsense,", "'nonsense' is no number"),
         ("run,steps", "run,leaps", "the columns run,steps,"),

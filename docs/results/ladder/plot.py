@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
+from mtrl.results.export import read_table
 from mtrl.results.figures import new_figure
 
 HERE = Path(__file__).parent
@@ -17,6 +17,7 @@ PANELS = {
 
 
 def main() -> None:
+    runs = {curve.folder.name: curve for curve in read_table(HERE / "runs.csv")}
     figure = new_figure(13, 3.6)
     panels = dict(zip(PANELS, figure.subplots(1, len(PANELS)), strict=True))
     for i, rung in enumerate((1, 5)):
@@ -25,9 +26,10 @@ def main() -> None:
             kept = [row for row in rows if row[tag]]
             steps = [float(row["time/steps_per_task"]) for row in kept]
             axes.plot(steps, [float(row[tag]) for row in kept], f"C{i}", label=f"ladder{rung}_unitary")
-        lines = [json.loads(line) for line in (HERE / f"eval_ladder{rung}.jsonl").open()]
-        steps, success = zip(*((line["steps_per_task"], line["mean_success"]) for line in lines), strict=True)
-        panels["rollout/success_rate"].plot(steps, success, f"C{i}o", ms=4, label="evaluation")
+        run = runs[f"ladder{rung}_unitary"]
+        panels["rollout/success_rate"].plot(
+            run.steps, run.success.mean(axis=1), f"C{i}o", ms=4, label="evaluation"
+        )
     for tag, axes in panels.items():
         axes.set(title=PANELS[tag], xlabel="environment steps per task")
         axes.grid(alpha=0.3)
