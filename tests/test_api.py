@@ -74,7 +74,7 @@ def test_own_envs_in_fifteen_lines_leave_a_run_that_the_command_line_takes(mine:
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["tasks"]) == {"earth", "moon"}
     done = mtrl(mine, "video", "mine", "--import", "my_tasks", "--out", "a.gif")
-    assert done.returncode == 0 or "pygame" in done.stderr, done.stderr
+    assert done.returncode == 0 or done.stderr.startswith("mtrl: task earth: its env cannot be drawn")
 
 
 def test_the_command_that_the_run_tells_trains_it_again(mine: Path) -> None:
