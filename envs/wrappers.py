@@ -119,6 +119,11 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         self._success: bool | None = None
         self._told_silence = False
 
+    @property
+    def num_goals(self) -> int:
+        """How many goals the env has, 0 where it takes none."""
+        return 0 if self._goals is None else len(self._goals)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:

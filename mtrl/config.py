@@ -381,8 +381,8 @@ class TrainConfig:
             runs have as many as random steps, so that no step goes without an update.
         updates_per_step: updates for each step of all tasks.
         eval_every: steps per task between evaluations; 0 is at the end only.
-        eval_episodes: per task and evaluation during training, at most one per goal of the protocol;
-            ``mtrl evaluate`` takes every goal.
+        eval_episodes: per task and evaluation during training, at most one per goal of the protocol (one's own
+            envs may have no goals, and so no such limit); ``mtrl evaluate`` takes every goal.
         video_every: steps per task between films of one episode of every task, as a GIF in ``videos/`` and among
             TensorBoard's images; 0 is never.
         log_every: steps per task between rows of the log.

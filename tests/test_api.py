@@ -36,7 +36,7 @@ def make_tasks(render_mode=None):
 if __name__ == "__main__":
     run = api.run(make_tasks, run_dir="mine", total_steps_per_task=120, warmup_steps=40, eval_every=60,
                   eval_episodes=1, threads=1, agent={"actor": {"hidden": [8]}, "critic": {"hidden": [8]}},
-                  protocol={"horizon": 30, "num_goals": 2})
+                  protocol={"horizon": 30})
     print(run.status)
 """
 
@@ -75,6 +75,20 @@ def test_own_envs_in_fifteen_lines_leave_a_run_that_the_command_line_takes(mine:
     assert set(json.loads(done.stdout)["tasks"]) == {"earth", "moon"}
     done = mtrl(mine, "video", "mine", "--import", "my_tasks", "--out", "a.gif")
     assert done.returncode == 0 or done.stderr.startswith("mtrl: task earth: its env cannot be drawn")
+
+
+def test_envs_without_goals_have_as_many_episodes_as_one_asks_for_and_a_protocol_that_names_none(mine: Path) -> None:
+    assert json.loads((mine / "mine/meta.json").read_text())["protocol"]["name"] == "my_tasks:make_tasks-h30"
+    for more, episodes in (([], 10), (["--episodes=60"], 60)):
+        done = mtrl(mine, "evaluate", "mine", "--import=my_tasks", "--json=-", "--workers=0", *more)
+        assert done.returncode == 0, done.stderr
+        assert {task["episodes"] for task in json.loads(done.stdout)["tasks"].values()} == {episodes}
+    more = ["--run_dir=fixed", "--import=my_tasks", "--protocol.goals=fixed", "--eval_episodes=3"]
+    done = mtrl(mine, "train", "--config=mine/config.yaml", *more)
+    assert done.returncode == 0, done.stderr
+    assert "2 tasks (my_tasks:make_tasks-h30-fixed)" in done.stdout
+    last = json.loads((mine / "fixed/eval.jsonl").read_text().splitlines()[-1])
+    assert {task["episodes"] for task in last["tasks"].values()} == {3}
 
 
 def test_the_command_that_the_run_tells_trains_it_again(mine: Path) -> None:

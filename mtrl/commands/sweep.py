@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     if args.index is not None and args.engine == "ray":
         raise ConfigError("index: it runs one run in this process, not on Ray")
     experiment = read_experiment(find_experiment(args.file))
-    everything = plan(experiment, path_of("runs", args.runs))
+    everything = plan(experiment, path_of("runs", args.runs), args.modules or ())
     for run in everything:
         check(run)
     seeds = () if args.seeds is None else read_seeds(args.seeds, "seeds")

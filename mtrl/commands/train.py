@@ -68,10 +68,11 @@ def start(request: Request) -> int:
         run.unlock()
 
 
-USAGE = """usage: mtrl train [--config NAME|FILE]... [--SETTING VALUE]... [--resume RUN] [--allow_changes]
-                  [--print_config]
+USAGE = """usage: mtrl train [--config NAME|FILE]... [--SETTING VALUE]... [--import MODULE]... [--resume RUN]
+                  [--allow_changes] [--print_config]
 
 A shipped config by name or a YAML file, several in their order; any setting by its dotted name goes above.
+--import lets a file name classes and functions of that module of yours; it may be given more than once.
 --resume goes on with the unfinished run in a folder, --allow_changes lets it go on with other settings,
 --print_config shows all settings as they would be.
 """
