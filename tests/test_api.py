@@ -83,10 +83,14 @@ def test_what_ones_own_envs_are_warned_of_is_a_line_each(mine: Path, workers: st
     lines = done.stderr.splitlines()
     assert len(lines) == 2
     for task, line in zip(("earth", "moon"), lines, strict=True):
-        assert line.startswith(f"mtrl: warning: task {task}: the info of its step has neither success nor"), line
+        assert line.startswith(f"mtrl: warning: task {task}: the info of its step has neither success nor"), (
+            line
+        )
 
 
-def test_envs_without_goals_have_as_many_episodes_as_one_asks_for_and_a_protocol_that_names_none(mine: Path) -> None:
+def test_envs_without_goals_have_as_many_episodes_as_one_asks_for_and_a_protocol_that_names_none(
+    mine: Path,
+) -> None:
     assert json.loads((mine / "mine/meta.json").read_text())["protocol"]["name"] == "my_tasks:make_tasks-h30"
     for more, episodes in (([], 10), (["--episodes=60"], 60)):
         done = mtrl(mine, "evaluate", "mine", "--import=my_tasks", "--json=-", "--workers=0", *more)

@@ -27,7 +27,9 @@ from mtrl.settings import parse_train
     ],
 )
 def test_a_run_s_folder_is_named_by_optimizer_and_network(settings: dict[str, str], label: str) -> None:
-    request = parse_train([f"--{key}={value}" for key, value in {"protocol.suite": "point", **settings}.items()])
+    request = parse_train(
+        [f"--{key}={value}" for key, value in {"protocol.suite": "point", **settings}.items()]
+    )
     assert folder_of(request) == Path("runs/point") / label / "seed0"
 
 
@@ -38,7 +40,13 @@ def test_two_networks_train_side_by_side_and_the_same_command_finds_its_own(
     for more in ([], ["--agent.network.name=mmoe"]):
         assert main(["train", *POINT, *more]) == 0
     assert {path.parent.name for path in Path("runs/point").glob("*/seed0")} == {"unitary", "unitary-mmoe"}
-    longer = ["train", *POINT, "--agent.network.name=mmoe", f"--total_steps_per_task={STEPS + 20}", "--allow_changes"]
+    longer = [
+        "train",
+        *POINT,
+        "--agent.network.name=mmoe",
+        f"--total_steps_per_task={STEPS + 20}",
+        "--allow_changes",
+    ]
     capsys.readouterr()
     assert main(longer) == 0
     assert f"going on from step {STEPS} per task" in capsys.readouterr().out

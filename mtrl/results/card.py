@@ -114,7 +114,8 @@ actions, _ = policy.predict(observations)  # [n, {"D + T"}], each row's task one
 
 ## Training
 
-`{meta.get("command")}`, commit `{meta.get("commit")}`. `config.yaml` repeats it: `mtrl train --config config.yaml{imports}`.
+`{meta.get("command")}`, commit `{meta.get("commit")}`.
+`config.yaml` repeats it: `mtrl train --config config.yaml{imports}`.
 Versions: {versions}.
 
 | setting | value |
