@@ -52,6 +52,10 @@ class Group:
         """Per task its observation and action space."""
         return [(env.observation_space, env.action_space) for env in self.envs]
 
+    def goals(self) -> list[int]:
+        """Per task how many goals it has, 0 for an env without."""
+        return [env.num_goals for env in self.envs]
+
     def modes(self) -> list[tuple[Any, float]]:
         """Per task its render mode, and control steps per second of the world that it shows."""
         return [(env.render_mode, float(env.metadata.get("render_fps", 30))) for env in self.envs]

@@ -165,9 +165,16 @@ class Protocol:
 
     @property
     def name(self) -> str:
-        """A name that reads, without the seed: `mt10-v2-h500-random50`, `mt10-v1-h150-fixed`."""
-        suite = self.suite if self.tasks is None else f"custom{len(self.tasks)}"
+        """A name that reads, without the seed: `mt10-v2-h500-random50`, `mt10-v1-h150-fixed`.
+
+        One's own suite has one reward, and may have no goals, which are named where they were chosen:
+        `my_tasks:make_tasks-h200`, `my_tasks:make_tasks-h200-fixed`.
+        """
         goals = "fixed" if self.goals == "fixed" else f"random{self.num_goals}"
+        if is_own(self.suite):
+            chosen = (self.goals, self.num_goals) != (Protocol.goals, Protocol.num_goals)
+            return f"{self.suite}-h{self.horizon}" + (f"-{goals}" if chosen else "")
+        suite = self.suite if self.tasks is None else f"custom{len(self.tasks)}"
         return f"{suite}-{self.reward}-h{self.horizon}-{goals}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -122,6 +122,11 @@ class SuiteVecEnv(VecEnv):
         return self._flat(self._ask("render"))
 
     @property
+    def num_goals(self) -> int:
+        """Goals of each task, of the task that has the fewest; 0 where no env has any."""
+        return min(filter(None, self._flat(self._ask("goals"))), default=0)
+
+    @property
     def savable(self) -> bool:
         """Whether every task's env, or a wrapper around it, has `get_state` and `set_state`."""
         return all(self._flat(self._ask("savable")))

@@ -140,6 +140,11 @@ def main(handle: int, turn_file: int, parent: int, lasting: bool) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     turn = memoryview(mmap.mmap(turn_file, mmap.PAGESIZE)).cast("I")
     pipe: Connection[Any, Any] = Connection(handle)
+    with process.plain_warnings():
+        _serve(pipe, turn)
+
+
+def _serve(pipe: Connection[Any, Any], turn: memoryview) -> None:
     try:
         try:
             group = Group(pickle.loads(pipe.recv_bytes()), partial(turn.__setitem__, 0))

@@ -119,6 +119,11 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         self._success: bool | None = None
         self._told_silence = False
 
+    @property
+    def num_goals(self) -> int:
+        """How many goals the env has, 0 where it takes none."""
+        return 0 if self._goals is None else len(self._goals)
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
@@ -205,8 +210,15 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         return complete, reward, terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8]:
-        """The picture `[height, width, 3]` of an env made with `render_mode="rgb_array"`."""
-        picture = np.asarray(self.env.render())
+        """The picture `[height, width, 3]` of an env made with `render_mode="rgb_array"`.
+
+        Raises `SuiteError` when the env draws none, whatever its reason: a library that is missing, say.
+        """
+        try:
+            drawn = self.env.render()
+        except Exception as error:
+            raise SuiteError(f"task {self.name}: its env cannot be drawn ({_reason(error)})") from error
+        picture = np.asarray(drawn)
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
             kind = f"of shape {picture.shape} and type {picture.dtype}"
             raise self._refusal("the picture", picture, "[height, width, 3] of type uint8", kind)
@@ -328,10 +340,18 @@ def _make(spec: TaskSpec) -> Env:
         raise SuiteError(
             f"task {spec.name}: {shown(make)} is not a function that makes an env from no arguments"
         )
-    env = make()
+    try:
+        env = make()
+    except gym.error.Error as error:  # an id that there is not, a library that is missing
+        raise SuiteError(f"task {spec.name}: its env cannot be made ({_reason(error)})") from error
     if not isinstance(env, gym.Env):
         raise SuiteError(f"task {spec.name}: its function made {shown(env)}, which is not a gymnasium Env")
     return env
+
+
+def _reason(error: Exception) -> str:
+    """What an env raised, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 def _scalar(value: Any) -> Any:

@@ -12,6 +12,7 @@ from mtrl.commands import evaluate as evaluating
 from mtrl.commands import video as filming
 from mtrl.commands.train import folder_of, start
 from mtrl.envs import name_own
+from mtrl.envs.process import plain_warnings
 from mtrl.evaluate import Scores
 from mtrl.results.video import TILE
 from mtrl.run.folder import RunFolder
@@ -20,6 +21,7 @@ from mtrl.settings import flat_items, parse_train
 MakeTasks = Callable[..., Mapping[str, Callable[[], Any]]]
 
 
+@plain_warnings()
 def run(
     tasks: str | Sequence[str] | MakeTasks | None = None, *,
     config: str | Path | Sequence[str | Path] = (), allow_changes: bool = False, **settings: Any,
@@ -62,6 +64,7 @@ def run(
     return run
 
 
+@plain_warnings()
 def evaluate(
     run: RunFolder | str | Path,
     *,
@@ -78,6 +81,7 @@ def evaluate(
     return evaluating.scores_of(found.policy, protocol, seed, episodes)
 
 
+@plain_warnings()
 def video(
     run: RunFolder | str | Path, out: str | Path, *, checkpoint: str = "last", episodes: int = 1,
     tasks: Sequence[str] | None = None, tile: int = TILE,

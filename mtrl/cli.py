@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import mtrl
 from mtrl.config import ConfigError, nearest
+from mtrl.envs.process import plain_warnings
 from mtrl.envs.protocol import SuiteError
 from mtrl.errors import CheckpointError, OptimizerError, PolicyError
 from mtrl.machine import keep_freed_memory
@@ -42,6 +43,7 @@ COMMANDS = {
 }
 
 
+@plain_warnings()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -371,7 +371,8 @@ class TrainConfig:
             ``protocol.goal_seed`` is set) goals.
         total_steps_per_task: environment steps of each task.
         run_dir: where to write; None is ``runs/<suite>/<label>/seed<seed>``.
-        label: the run's name in that path; None is the optimizer's name.
+        label: the run's name in that path; None is the optimizer's name, and the network's where it is not
+            ``mlp``: ``unitary-mmoe``, ``unitary-actor_mmoe``; a colon in a name becomes a dot.
         device: ``cpu``, ``cuda`` or ``auto``.
         threads: of the learner; ``auto`` is the cores this process may use.
         workers: processes that step the environments, 0 is in process, ``auto`` by cores.
@@ -380,8 +381,8 @@ class TrainConfig:
             runs have as many as random steps, so that no step goes without an update.
         updates_per_step: updates for each step of all tasks.
         eval_every: steps per task between evaluations; 0 is at the end only.
-        eval_episodes: per task and evaluation during training, at most one per goal of the protocol;
-            ``mtrl evaluate`` takes every goal.
+        eval_episodes: per task and evaluation during training, at most one per goal of the protocol (one's own
+            envs may have no goals, and so no such limit); ``mtrl evaluate`` takes every goal.
         video_every: steps per task between films of one episode of every task, as a GIF in ``videos/`` and among
             TensorBoard's images; 0 is never.
         log_every: steps per task between rows of the log.

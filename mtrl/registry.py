@@ -61,9 +61,13 @@ def find(name: str, known: Mapping[str, type[T]], base: type[T], what: str) -> t
 
 
 def options_of(cls: type, own: tuple[str, ...]) -> dict[str, Any]:
-    """The options of a class and their defaults: its constructor's parameters but ``self`` and ``own``."""
+    """The options of a class and their defaults: its constructor's named parameters but ``self`` and ``own``."""
     parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    return {name: p.default for name, p in parameters.items() if name not in ("self", *own)}
+    return {
+        name: p.default
+        for name, p in parameters.items()
+        if name not in ("self", *own) and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
 
 
 def problem(cls: type, own: tuple[str, ...], options: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -73,7 +77,7 @@ def problem(cls: type, own: tuple[str, ...], options: Mapping[str, Any]) -> tupl
         if option not in known:
             valid = f"its options are {', '.join(known)}" if known else "it has none"
             return option, f" has no option {option!r}{nearest(option, known)}: {valid}"
-        if not fits(value, hints[option]):
+        if option in hints and not fits(value, hints[option]):
             return option, f": {option} = {value!r} is not valid: must be {words(hints[option])}"
     return None
 

@@ -60,7 +60,8 @@ class Parser(argparse.ArgumentParser):
         """The option by which a person lets a policy's file name classes and functions of a module."""
         self.add_argument(
             "--import", dest="modules", action="append", type=registry.trust, metavar="MODULE",
-            help="a module of one's own that the policy's network or tasks are of; its code is run",
+            help="a module of one's own that a file names (network, tasks, optimizer) and may be imported: its code "
+            "is run; may be given more than once",
         )  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
@@ -597,10 +598,17 @@ def settle(request: Request, run: Path, device: Literal["cpu", "cuda"]) -> Reque
 
 def changed_settings(before: Path, now: str) -> list[str]:
     """``key: old -> new`` for every setting that differs between a run's resolved config and another;
-    where a run lies is no setting of it.
+    where a run lies is no setting of it, and one that came later is no change at its default.
     """
     old, new = dict(flat_items(read_settings(before))), dict(flat_items(yaml.safe_load(now)))
-    keys = [key for key in {**old, **new} if key != "run_dir" and old.get(key) != new.get(key)]
+    default = dict(flat_items(yaml.safe_load(parse_train([]).text)))
+
+    def same(key: str) -> bool:
+        if key in old or key not in default:
+            return bool(old.get(key) == new.get(key))
+        return bool(new.get(key) == default[key])
+
+    keys = [key for key in {**old, **new} if key != "run_dir" and not same(key)]
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
 
 

@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--checkpoint", choices=["best", "last"], default="last", help="which policy of the run"
     )
+    parser.add_import()
     args = parser.parse_args(arguments)
     require_cards()
     run, folder = RunFolder(path_of("run", args.run)), path_of("folder", args.folder)

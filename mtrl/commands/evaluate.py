@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtrl import registry
-from mtrl.config import MOST_WORKERS, ConfigError
+from mtrl.config import MOST_WORKERS, ConfigError, TrainConfig
 from mtrl.envs import Protocol, SuiteError, is_own, make_suite
+from mtrl.envs.vec import SuiteVecEnv
 from mtrl.errors import PolicyError
 from mtrl.evaluate import Scores, evaluate
 from mtrl.policy import Policy, load_policy
@@ -30,7 +31,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--episodes",
         type=int,
-        help="per task, each from another goal; default: every goal of the run's protocol",
+        help="per task, each from another goal; default: every goal of the run's protocol, or "
+        f"{TrainConfig().eval_episodes} where the envs have none",
     )
     parser.add_argument("--json", type=str, help="write the scores to this file, or - for standard output")
     parser.add_argument("--seed", type=int, help="draw other goals than the run's")
@@ -74,7 +76,7 @@ def main(arguments: list[str]) -> int:
     show(scores_table(scores, title))
     if unseen:
         print(f"Goals of seed {protocol.goal_seed}, on which it never trained: recorded in {record}")
-    if protocol.goals == "fixed":
+    if protocol.goals == "fixed" and not is_own(protocol.suite):
         print("Goals are fixed and the policy is deterministic: one episode per task is exact: no interval.")
     if scores.silent:
         print(f"{', '.join(scores.silent)} never told success in an episode: no success is shown")
@@ -104,11 +106,10 @@ def scores_of(
     episodes: int | None = None,
     workers: int | Literal["auto"] = "auto",
 ) -> Scores:
-    """Evaluate on every goal once, or on the first ``episodes`` of them."""
-    goals = require_goals(protocol, episodes)
+    """Evaluate on every goal once, or on the first ``episodes`` of them; see :func:`episodes_on`."""
     envs = make_suite(protocol, seed=seed, workers=workers, evaluation=True)
     try:
-        return evaluate(policy, envs, episodes or goals, protocol.task_names)
+        return evaluate(policy, envs, episodes_on(envs, episodes), protocol.task_names)
     finally:
         envs.close()
 
@@ -185,19 +186,20 @@ def record_of(found: Found) -> Path:
     return run.unseen
 
 
-def require_goals(protocol: Protocol, episodes: int | None) -> int:
-    """How many goals each task has.
+def episodes_on(envs: SuiteVecEnv, episodes: int | None) -> int:
+    """How many episodes each task has: as asked for, else one for every goal, or without goals as many as in training.
 
     Raises:
-        ConfigError: fewer than the episodes that are asked for.
+        ConfigError: there are goals, and fewer than the episodes that are asked for.
     """
-    goals = 1 if protocol.goals == "fixed" else protocol.num_goals
-    if episodes is not None and episodes > goals:
+    goals = envs.num_goals
+    if episodes is not None and 0 < goals < episodes:
+        name = "this suite" if envs.protocol is None else envs.protocol.name
         raise ConfigError(
             f"episodes: {episodes} is not valid; it must be <= {goals}, the goals of each task in "
-            f"{protocol.name}: the policy is deterministic, so a goal's second episode repeats the first"
+            f"{name}: the policy is deterministic, so a goal's second episode repeats the first"
         )
-    return goals
+    return episodes or goals or TrainConfig().eval_episodes
 
 
 def find_policy(path: Path, checkpoint: str) -> Found:

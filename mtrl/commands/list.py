@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
         "--sizes", type=str, metavar="CONFIG",
         help="with networks: what this config and its variants by network cost (mt10_fast, say)",
     )  # fmt: skip
+    parser.add_import()
     args = parser.parse_args(arguments)
     if args.sizes is not None:
         if args.kind != "networks":

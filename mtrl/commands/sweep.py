@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
     parser = Parser(prog="mtrl sweep", description=__doc__)
     parser.add_argument("file", help="an experiment: a shipped one by name, or a YAML file")
     parser.add_argument("--runs", default="runs", help="the folder above all experiments' runs (runs)")
-    parser.add_argument("--list", action="store_true", help="print every run, its state, steps and command")
+    parser.add_argument("--list", action="store_true", help="print every run, its state, steps and success")
+    parser.add_argument("--commands", action="store_true", help="print every run's `mtrl train`, a line each")
     parser.add_argument("--only", nargs="+", default=[], metavar="ARM", help="these arms")
     parser.add_argument("--seeds", help="these seeds: 0..4, or 0,2,7")
     parser.add_argument("--index", type=int, help="the one run of this number in the list, in this process")
@@ -54,13 +55,17 @@ def main(arguments: list[str]) -> int:
     if args.index is not None and args.engine == "ray":
         raise ConfigError("index: it runs one run in this process, not on Ray")
     experiment = read_experiment(find_experiment(args.file))
-    everything = plan(experiment, path_of("runs", args.runs))
+    everything = plan(experiment, path_of("runs", args.runs), args.modules or ())
     for run in everything:
         check(run)
     seeds = () if args.seeds is None else read_seeds(args.seeds, "seeds")
     runs = choose(everything, args.only, seeds, args.index)
     if args.list:
         print_list(runs)
+    if args.commands:
+        for run in runs:
+            print(shlex.join(["mtrl", "train", *run.command(None)]))
+    if args.list or args.commands:
         return 0
     for run in runs:
         check_folder(run)
@@ -112,6 +117,8 @@ def check_folder(run: Run) -> None:
     device = started_on(folder.config) if request.config.device == "auto" else request.config.device
     request = settle(request, folder.config, "cuda" if device == "cuda" else "cpu")
     changes = changed_settings(folder.config, request.text)
+    if state_of(run) == "done":  # no number of it depends on its label
+        changes = [change for change in changes if not change.startswith("label: ")]
     if changes:
         raise ConfigError(
             f"run_dir: {run.folder} holds a run of other settings ({'; '.join(changes)}); rename the arm or the "
@@ -121,14 +128,13 @@ def check_folder(run: Run) -> None:
 
 def print_list(chosen: Sequence[Run]) -> None:
     """Every run that was chosen, numbered as ``--index`` counts them."""
-    table = make_table("index", "run", "state", "steps per task", "success", "command")
+    table = make_table("index", "run", "state", "steps per task", "success")
     for index, run in enumerate(chosen):
         success = success_of(run)
         status = read_status(run.folder)
         table.add_row(
             str(index), run.name, "waiting" if status == "no status" else status, f"{steps_of(run)} of {run.steps}",
             "–" if success is None else f"{success:.3f}",
-            shlex.join(["mtrl", "train", *run.command(None)]),
         )  # fmt: skip
     show(table)
 

@@ -68,10 +68,11 @@ def start(request: Request) -> int:
         run.unlock()
 
 
-USAGE = """usage: mtrl train [--config NAME|FILE]... [--SETTING VALUE]... [--resume RUN] [--allow_changes]
-                  [--print_config]
+USAGE = """usage: mtrl train [--config NAME|FILE]... [--SETTING VALUE]... [--import MODULE]... [--resume RUN]
+                  [--allow_changes] [--print_config]
 
 A shipped config by name or a YAML file, several in their order; any setting by its dotted name goes above.
+--import lets a file name classes and functions of that module of yours; it may be given more than once.
 --resume goes on with the unfinished run in a folder, --allow_changes lets it go on with other settings,
 --print_config shows all settings as they would be.
 """
@@ -231,7 +232,16 @@ def folder_of(request: Request) -> Path:
     if request.resume or config.run_dir:
         return request.resume or Path(config.run_dir or "")
     suite = request.protocol.suite.replace(":", ".")
-    return Path("runs") / suite / (config.label or config.optimizer.name) / f"seed{config.seed}"
+    return Path("runs") / suite / (config.label or default_label(config)) / f"seed{config.seed}"
+
+
+def default_label(config: TrainConfig) -> str:
+    """Optimizer, and the network where it is not mlp: ``unitary``, ``unitary-mmoe``, ``unitary-actor_mmoe``."""
+    agent = config.agent
+    actor, critic = (str(agent.architecture(part).name) for part in (agent.actor, agent.critic))
+    parts = [actor] if actor == critic else [f"actor_{actor}", f"critic_{critic}"]
+    named = [part for part in parts if part not in ("mlp", "actor_mlp", "critic_mlp")]
+    return "-".join([config.optimizer.name, *named]).replace(":", ".")
 
 
 def choose_device(name: str) -> torch.device:

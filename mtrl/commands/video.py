@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtrl.commands.evaluate import find_policy, protocol_of, require_goals
+from mtrl.commands.evaluate import episodes_on, find_policy, protocol_of
 from mtrl.config import ConfigError
 from mtrl.envs import Protocol, make_suite
 from mtrl.evaluate import Scores
@@ -52,11 +52,11 @@ def shoot(
 ) -> Scores:  # fmt: skip
     """Film the first episodes of an evaluation; see :func:`mtrl.results.video.film`."""
     require_kind(out)
-    require_goals(protocol, episodes)
     for name in tasks or ():
         position(name, protocol.task_names)
     envs = make_suite(protocol, seed=seed, evaluation=True, render_mode="rgb_array")
     try:
+        episodes_on(envs, episodes)
         return film(policy, envs, out, episodes=episodes, tasks=tasks, tile=tile)
     finally:
         envs.close()

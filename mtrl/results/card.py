@@ -67,7 +67,18 @@ def model_card(
     steps = evaluation["steps_per_task"]
     differing = "\n".join(f"| {key} | `{value}` |" for key, value in settings.items())
     versions = ", ".join(f"{key} {value}" for key, value in dict(meta.get("versions") or {}).items())
-    suite = f" --import {protocol['suite'].partition(':')[0]}" if ":" in protocol["suite"] else ""
+    names = [protocol["suite"], *(str(value) for key, value in settings.items() if key.endswith(".name"))]
+    needed = dict.fromkeys(
+        name.partition(":")[0] for name in names if ":" in name and not name.startswith("torchjd:")
+    )
+    imports = "".join(f" --import {module}" for module in needed)
+    network = str(settings.get("agent.actor.network.name") or settings.get("agent.network.name") or "mlp")
+    own = f"import {network.partition(':')[0]}  # the network's\n\n" if ":" in network else ""
+    over = "goals"
+    met = f"goals of seed {protocol['goal_seed']}: the deterministic policy meets every goal once"
+    if ":" in protocol["suite"]:  # whose envs may have no goals
+        over = "episodes"
+        met = f"the deterministic policy has {min(task['episodes'] for task in tasks.values())} episodes of each task"
     return f"""---
 {data.to_yaml()}
 ---
@@ -79,9 +90,9 @@ A multi-task policy (MT-SAC, optimizer `{optimizer}`) for {len(tasks)} tasks, af
 {"" if picture is None else f"{chr(10)}![an episode of every task at its end]({picture}){chr(10)}"}
 ## Evaluation
 
-Protocol `{protocol["name"]}`, goals of seed {protocol["goal_seed"]}: the deterministic policy meets every goal once.
-Mean success over tasks: {overall}. Intervals are of 95 %, over goals, for this one policy; they tell nothing about
-another seed of training. Without one, goals are fixed and the number is exact for them.
+Protocol `{protocol["name"]}`, {met}.
+Mean success over tasks: {overall}. Intervals are of 95 %, over {over}, for this one policy; they tell nothing about
+another seed of training. A task of one episode has none: goals are fixed and the number is exact for them.
 
 | task | success | interval | return | episodes |
 |---|---|---|---|---|
@@ -90,12 +101,12 @@ another seed of training. Without one, goals are fixed and the number is exact f
 `evaluation.json` has them all; mtrl, with the same versions, gives them again:
 
 ```bash
-mtrl evaluate .{suite}          # in this folder
-mtrl video .{suite} --out a.gif
+mtrl evaluate .{imports}          # in this folder
+mtrl video .{imports} --out a.gif
 ```
 
 ```python
-from mtrl.policy import load_policy
+{own}from mtrl.policy import load_policy
 
 policy = load_policy("policy.safetensors")  # runs no code of the file's
 actions, _ = policy.predict(observations)  # [n, {"D + T"}], each row's task one-hot at its end: policy.task_names
@@ -103,7 +114,8 @@ actions, _ = policy.predict(observations)  # [n, {"D + T"}], each row's task one
 
 ## Training
 
-`{meta.get("command")}`, commit `{meta.get("commit")}`. `config.yaml` repeats it: `mtrl train --config config.yaml`.
+`{meta.get("command")}`, commit `{meta.get("commit")}`.
+`config.yaml` repeats it: `mtrl train --config config.yaml{imports}`.
 Versions: {versions}.
 
 | setting | value |

@@ -58,10 +58,10 @@ class Session:
 
     def __init__(self, trainer: Trainer, envs: SuiteVecEnv, request: Request, run: RunFolder) -> None:
         self.trainer, self.envs, self.run = trainer, envs, run
-        self.config, self.protocol = config, protocol = request.config, request.protocol
-        self.request = request
+        self.request, self.protocol = request, request.protocol
+        self.config = config = request.config
         self.deaths: Counter[int | None] = Counter()  # of workers, by the newest checkpoint's step
-        episodes = min(config.eval_episodes, 1 if protocol.goals == "fixed" else protocol.num_goals)
+        episodes = min(config.eval_episodes, envs.num_goals or config.eval_episodes)
         log = LogCallback(config.log_every)
         self.guard = GuardCallback(math.gcd(config.log_every, config.eval_every), run.evidence)
         self.evaluation = EvaluationCallback(envs, config.eval_every, episodes, self._on_scores, run.best)

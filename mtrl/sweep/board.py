@@ -1,4 +1,6 @@
-"""What a sweep shows while it goes: a live table in a terminal, a line per event elsewhere."""
+"""What a sweep shows while it goes: a live table in a terminal, elsewhere a line per event and now and then one of
+how far the runs are.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,7 @@ from mtrl.sweep.grid import Run
 
 TAIL = 2**18  # bytes of a log's end
 EVERY = 2.0  # seconds between looks at the run folders
+FIRST, SHARE, MOST = 60.0, 0.05, 4  # of such lines: seconds to the first, rarer as time goes; runs in each
 
 
 class Board:
@@ -37,6 +40,7 @@ class Board:
         self.states = {run.folder: (state_of(run), "") for run in runs}
         self.began: dict[Path, tuple[float, int]] = {}  # when this sweep started it, and at which step
         self.looked = 0.0
+        self.started = self.told = time.monotonic()
         self.live = Live(console=make_console(), auto_refresh=False) if sys.stdout.isatty() else None
 
     def __enter__(self) -> Board:
@@ -58,17 +62,37 @@ class Board:
             success = success_of(run) if state == "done" else None
             more = reason or ("" if success is None else f"success {success:.3f}")
             counts = Counter(state for state, _ in self.states.values())
-            line = f"{run.name}: {state}{f' ({more})' if more else ''}; {counts['done']} of {len(self.runs)} done"
-            with contextlib.suppress(OSError, ValueError):  # nobody reads it: the runs go on
-                print(line, flush=True)
+            report(
+                f"{run.name}: {state}{f' ({more})' if more else ''}; {counts['done']} of {len(self.runs)} done"
+            )
 
     def refresh(self, every: float = EVERY) -> None:
-        """Draw the table, at most once in so many seconds."""
-        if self.live is None or time.monotonic() - self.looked < every:
+        """Draw the table, at most once in so many seconds; without a terminal :meth:`tell_progress`."""
+        now = time.monotonic()
+        if self.live is None:
+            if now - self.told >= max(FIRST, SHARE * (now - self.started)):
+                self.told = now
+                self.tell_progress()
             return
-        self.looked = time.monotonic()
+        if now - self.looked < every:
+            return
+        self.looked = now
         with contextlib.suppress(OSError):
             self.live.update(self.table(), refresh=True)
+
+    def tell_progress(self) -> None:
+        """A line: how far those are that train."""
+        training = [run for run in self.runs if self.states[run.folder][0] == "training"]
+        parts = []
+        for run in training[:MOST]:
+            success, left = success_of(run), self.left(run)
+            told = [f"{run.name} {steps_of(run)} of {run.steps} steps"]
+            told += [] if success is None else [f"success {success:.3f}"]
+            parts.append(", ".join([*told, *([] if left == "–" else [f"{left} left"])]))
+        if len(training) > MOST:
+            parts.append(f"and {len(training) - MOST} more")
+        if parts:
+            report(f"training: {'; '.join(parts)}")
 
     def table(self) -> Table:
         """As many rows as the terminal has: what trains first, then what failed, waits and is done."""
@@ -110,6 +134,12 @@ class Board:
             return "–"
         seconds = (time.monotonic() - start) / made * (run.steps - before - made)
         return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def report(line: str) -> None:
+    """A line on standard output; nobody may read it, and the runs go on."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, flush=True)
 
 
 def state_of(run: Run) -> str:

@@ -242,11 +242,12 @@ def read_seeds(value: Any, where: str) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def plan(experiment: Experiment, root: Path) -> list[Run]:
+def plan(experiment: Experiment, root: Path, imports: Sequence[str] = ()) -> list[Run]:
     """All runs, seed by seed, so that an unfinished experiment is balanced; every setting is checked.
 
     Args:
         root: ``<root>/<experiment>/<arm>/seed<n>`` is a run's folder.
+        imports: modules that the files may name, which the runs are told too.
 
     Raises:
         ConfigError, SuiteError: a setting that cannot be, or two arms of equal settings.
@@ -254,7 +255,7 @@ def plan(experiment: Experiment, root: Path) -> list[Run]:
     folder = Path(os.path.abspath(root)) / experiment.name
     seeds = dict.fromkeys(seed for own in experiment.seeds.values() for seed in own)
     runs = [
-        make_run(experiment, arm, seed, folder)
+        make_run(experiment, arm, seed, folder, imports)
         for seed in sorted(seeds)
         for arm, own in experiment.seeds.items()
         if seed in own
@@ -263,10 +264,11 @@ def plan(experiment: Experiment, root: Path) -> list[Run]:
     return runs
 
 
-def make_run(experiment: Experiment, arm: str, seed: int, folder: Path) -> Run:
+def make_run(experiment: Experiment, arm: str, seed: int, folder: Path, imports: Sequence[str]) -> Run:
     """One run, its arguments spelt out."""
     place = folder / arm / f"seed{seed}"
     arguments = ["--config", experiment.base, "--run_dir", str(place), "--label", arm, "--seed", str(seed)]
+    arguments += [word for module in imports for word in ("--import", module)]
     try:
         for key, value in experiment.arms[arm].items():
             own = key.removesuffix(".name") in WITH_OPTIONS or key == "protocol.suite"

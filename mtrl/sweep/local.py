@@ -112,13 +112,18 @@ def run_all(runs: Sequence[Run], jobs: int, cores_each: int, nice: int, board: B
                 stop.children.remove(training.pop(run))
                 word, reason = verdict(child.returncode, run.folder, run.log)
                 if stop.received and word in ("again", "failed"):
-                    board.tell(run, "interrupted", reason)
+                    board.tell(run, "interrupted", stopped(reason))
                     continue
                 board.tell(run, word, reason)
                 if tries.again(run, word):
                     waiting.append(run)
             board.refresh()
             time.sleep(PAUSE)
+
+
+def stopped(reason: str) -> str:
+    """Why a run ended that the sweep has stopped: SIGTERM is what the sweep sent, whatever it was sent itself."""
+    return reason.replace("INTERRUPTED by SIGTERM", "stopped with the sweep")
 
 
 def newest(run: Run) -> float:

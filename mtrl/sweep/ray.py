@@ -29,7 +29,7 @@ from mtrl.settings import one_line  # noqa: E402
 from mtrl.sweep.board import Board  # noqa: E402
 from mtrl.sweep.child import start, verdict  # noqa: E402
 from mtrl.sweep.grid import Run  # noqa: E402
-from mtrl.sweep.local import Stop, Tries  # noqa: E402
+from mtrl.sweep.local import Stop, Tries, stopped  # noqa: E402
 
 CONNECT = 10  # seconds that a cluster has to answer
 LOOK = 120  # seconds that a node has to show that it sees the run folders
@@ -97,7 +97,7 @@ def _run_all(waiting: Sequence[Run], nice: int, board: Board, marker: Path) -> N
                 run = tasks.pop(task)
                 word, reason = outcome(task)
                 if stop.received and word in ("again", "failed", "lost"):
-                    word = "interrupted"
+                    word, reason = "interrupted", stopped(reason)
                 board.tell(run, word, reason)
                 if not stop.received and tries.again(run, word):
                     tasks[submit(run, nice, marker)] = run

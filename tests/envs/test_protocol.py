@@ -8,13 +8,23 @@ import numpy as np
 import pytest
 from metaworld import env_dict
 
-from mtrl.envs import SUITES, Protocol, SuiteError
+from mtrl.envs import SUITES, Protocol, SuiteError, protocol
+from mtrl.envs.point import POINT_TASKS
 
 
 def test_the_name_reads_and_holds_no_seed():
     assert Protocol().name == "mt10-v2-h500-random50"
     assert Protocol("mt10", reward="v1", horizon=150, goals="fixed", goal_seed=3).name == "mt10-v1-h150-fixed"
     assert Protocol("custom", tasks=("reach", "push")).name == "custom2-v2-h500-random50"
+
+
+def test_the_name_of_ones_own_suite_says_nothing_of_meta_world():
+    suite = "mtrl.envs.protocol:own_point_tasks"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(protocol._FUNCTIONS, suite, lambda: POINT_TASKS)
+        assert Protocol(suite, horizon=30).name == f"{suite}-h30"
+        assert Protocol(suite, goals="fixed").name == f"{suite}-h500-fixed"
+        assert Protocol(suite, num_goals=7).name == f"{suite}-h500-random7"
 
 
 def test_suites_are_meta_worlds_own_in_its_order():

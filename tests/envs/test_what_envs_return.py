@@ -111,6 +111,29 @@ def test_a_success_that_is_told_at_the_end_alone_is_that_of_the_episode():
     assert told == [None, None, True] * 2
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_env_that_cannot_be_drawn_is_named_with_its_reason_in_one_line(workers):
+    class Undrawn(Returns):
+        render_mode = "rgb_array"
+
+        def render(self):
+            raise gym.error.DependencyNotInstalled("no pygame:\npip install pygame")
+
+    envs = make_suite({"blind": Undrawn}, render_mode="rgb_array", workers=workers)
+    envs.reset()
+    with pytest.raises(SuiteError) as error:
+        envs.get_images()
+    envs.close()
+    assert str(error.value) == (
+        "task blind: its env cannot be drawn (DependencyNotInstalled: no pygame: pip install pygame)"
+    )
+
+
+def test_an_env_that_gymnasium_does_not_know_is_named_in_one_line():
+    with pytest.raises(SuiteError, match=r"task a: its env cannot be made .NameNotFound: Environment `Pend"):
+        make_suite({"a": lambda: gym.make("Pendulun-v1")})
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -101,3 +101,37 @@ def test_an_experiment_imports_nothing_unless_the_command_line_says_so(folder):
         "base: point\narms: {a: {optimizer.name: 'my_methods:First'}}\nseeds: '0..0'\n"
     )
     assert mtrl(folder, "sweep", "grid.yaml", "--list", "--import", "my_methods").returncode == 0
+
+
+def test_a_card_names_the_modules_that_its_commands_need_and_they_work(folder):
+    pytest.importorskip("huggingface_hub")
+    named = ("--agent.network.name", "my_networks:Mixture", "--optimizer.name", "my_methods:First")
+    assert mtrl(folder, *TRAIN, *named, "--run_dir", "run").returncode == 0
+    made = mtrl(folder, "card", "run", "card", "--import", "my_networks")
+    assert made.returncode == 0, made.stderr
+    text = (folder / "card/README.md").read_text()
+    assert "import my_networks  # the network's\n\nfrom mtrl.policy import load_policy" in text
+    for line in (
+        re.search(r"`mtrl (train --config config.yaml.*?)`", text)[1] + " --print_config",
+        re.search(r"^mtrl (evaluate \. .*?) *#", text, re.MULTILINE)[1] + " --episodes 1",
+    ):
+        command = line.replace("config.yaml", "card/config.yaml").replace(" . ", " card ").split()
+        assert mtrl(folder, *command).returncode == 0, command
+
+
+def test_sizes_of_a_config_that_names_a_network_of_ones_own(folder):
+    (folder / "mine.yaml").write_text("base: point\nagent: {network: {name: 'my_networks:Mixture'}}\n")
+    done = mtrl(folder, "list", "networks", "--sizes", "mine.yaml", "--import", "my_networks")
+    assert done.returncode == 0, done.stderr
+    assert "my_networks:Mixture" in done.stdout
+
+
+def test_a_sweep_tells_its_runs_what_a_file_may_import(folder):
+    (folder / "mine.yaml").write_text("base: point\nagent: {network: {name: 'my_networks:Mixture'}}\n")
+    (folder / "grid.yaml").write_text(
+        "base: mine.yaml\ncommon: {total_steps_per_task: 40, warmup_steps: 30, eval_every: 0, eval_episodes: 1}\n"
+        "arms: {a: {optimizer.name: 'my_methods:First'}}\nseeds: '0'\n"
+    )
+    done = mtrl(folder, "sweep", "grid.yaml", "--import", "my_methods", "--import", "my_networks")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 runs are done" in done.stdout

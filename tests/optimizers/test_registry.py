@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from mtrl import registry
 from mtrl.optimizers import OPTIMIZERS, OptimizerError, describe, make_optimizer
 
 DOCS = Path(__file__).parents[2] / "docs" / "optimizers.md"
@@ -97,6 +98,20 @@ def test_options_are_read_from_the_constructor() -> None:
     assert describe("unitary").options == {}
     assert describe("famo").kind == "scalarization"
     assert describe("graddrop").kind == "rows"
+
+
+def test_of_a_class_of_ones_own_variadic_parameters_are_no_options_and_a_hint_is_not_needed() -> None:
+    class Own:
+        def __init__(self, num_tasks, *args, power=1.0, scale: float = 1.0, **kw):
+            pass
+
+    assert registry.options_of(Own, ("num_tasks",)) == {"power": 1.0, "scale": 1.0}
+    for option in ("args", "kw", "beyond"):
+        assert registry.problem(Own, ("num_tasks",), {option: 1}) == (
+            option, f" has no option {option!r}: its options are power, scale"
+        )  # fmt: skip
+    assert registry.problem(Own, ("num_tasks",), {"power": "any", "scale": 2}) is None
+    assert registry.problem(Own, ("num_tasks",), {"scale": "two"}) is not None
 
 
 def test_all_methods_are_there() -> None:

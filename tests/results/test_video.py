@@ -106,3 +106,36 @@ def test_an_mp4_without_its_library_says_what_to_install(
     monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["video", str(run)]) == 2
     assert "pip install 'mtrl-suite[video]'" in capsys.readouterr().err
+
+
+UNDRAWN = """
+from mtrl.envs.point import PointEnv
+
+
+class Undrawn(PointEnv):
+    def render(self):
+        raise ImportError("pygame is not installed")
+
+
+def make_tasks(render_mode=None):
+    return {"seen": lambda: PointEnv(render_mode=render_mode), "blind": lambda: Undrawn(render_mode=render_mode)}
+"""
+
+
+def test_an_env_of_ones_own_that_cannot_be_drawn_is_one_line_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "undrawn.py").write_text(UNDRAWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ["--protocol.suite=undrawn:make_tasks", "--video_every=60"]
+    assert train(tmp_path / "run", *own) == 0  # without its films
+    error = capsys.readouterr().err
+    assert "no video at 60 steps per task: task blind: its env cannot be drawn (ImportError: pygame" in error
+    (tmp_path / "films").mkdir()
+    for suffix in ("gif", "png", "mp4"):
+        command = ["video", str(tmp_path / "run"), "--import=undrawn", f"--out={tmp_path}/films/a.{suffix}"]
+        assert cli.main(command) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "task blind: its env cannot be drawn (ImportError: pygame is not installed)" in error
+    assert not list((tmp_path / "films").iterdir())

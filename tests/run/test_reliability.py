@@ -23,6 +23,7 @@ from tiny_runs import POINT, at_step, status, train, written
 from mtrl import cli
 from mtrl.commands import train as train_command
 from mtrl.evaluate import evaluate
+from mtrl.settings import changed_settings, parse_train
 
 METAWORLD = [
     "--protocol.suite=custom", "--protocol.tasks=[reach-v3, drawer-open-v3]", "--threads=1",
@@ -257,6 +258,34 @@ def test_changed_settings_are_named_and_refused_unless_allowed_and_then_recorded
     assert resumed["steps_per_task"] == 51
     assert resumed["changes"] == ["agent.tau: 0.005 -> 0.5"]
     assert "tau: 0.5" in (run / "config.yaml").read_text()
+
+
+def test_a_setting_that_came_later_is_no_change_at_its_default_and_one_anywhere_else(tmp_path):
+    run = tmp_path / "run.yaml"
+    now = parse_train(["--protocol.suite=point"]).text
+    settings = yaml.safe_load(now)
+    del settings["video_every"], settings["agent"]["network"], settings["optimizer"]["options"]
+    run.write_text(yaml.safe_dump(settings))
+    assert changed_settings(run, now) == []
+    for more, change in (
+        ("--video_every=100", "video_every: None -> 100"),
+        ("--agent.network.name=ple", "agent.network.name: None -> ple"),
+        ("--agent.tau=0.5", "agent.tau: 0.005 -> 0.5"),
+    ):
+        assert changed_settings(run, parse_train(["--protocol.suite=point", more]).text) == [change]
+    cagrad = parse_train(
+        ["--protocol.suite=point", "--optimizer.name=cagrad", "--optimizer.options.c=0.4"]
+    ).text
+    assert changed_settings(run, cagrad) == [
+        "optimizer.name: unitary -> cagrad",
+        "optimizer.options.c: None -> 0.4",
+    ]
+    run.write_text(cagrad)
+    assert "optimizer.options.c: 0.4 -> None" in changed_settings(run, now)
+    # what is written down is not absent, also where it is null
+    settings["video_every"], settings["label"] = None, "mine"
+    run.write_text(yaml.safe_dump(settings))
+    assert set(changed_settings(run, now)) == {"video_every: None -> 0", "label: mine -> None"}
 
 
 def test_a_change_that_no_checkpoint_fits_is_refused_and_the_run_stays_as_it_was(

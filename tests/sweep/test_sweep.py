@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mtrl import cli
 from mtrl.config import ConfigError
 from mtrl.sweep import child, local
+from mtrl.sweep.board import Board
 from mtrl.sweep.grid import choose, find_experiment, plan, read_experiment, read_seeds
 
 FILE = """
@@ -75,6 +77,8 @@ def test_a_sweep_interrupted_twice_ends_by_the_same_command_with_the_bytes_of_si
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 4, output
         assert "the same command goes on" in output
+        assert "SIGTERM" not in output
+        assert "interrupted (stopped with the sweep at " in output
     assert sweep(file, f"--runs={runs}", "--jobs=2") == 0
     logs = "".join(path.read_text() for path in runs.glob("methods/*/log_seed*.txt"))
     assert "going on from step" in logs
@@ -111,14 +115,18 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
-def test_runs_are_listed_seed_by_seed_with_state_steps_and_a_command_that_is_theirs(file, tmp_path, capsys):
+def test_runs_are_listed_seed_by_seed_with_state_and_steps_and_their_commands_apart(file, tmp_path, capsys):
     assert sweep(file, "--list", f"--runs={tmp_path / 'runs'}") == 0
     rows = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     assert [row[1].strip() for row in rows] == ORDER
     assert [row[0].strip() for row in rows] == [str(i) for i in range(7)]
     assert {(row[2].strip(), row[3].strip()) for row in rows} == {("waiting", "0 of 150")}
     assert not (tmp_path / "runs").exists()
-    words = shlex.split(rows[2][5])
+    assert sweep(file, "--commands", f"--runs={tmp_path / 'runs'}") == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == len(ORDER)
+    assert not (tmp_path / "runs").exists()
+    words = shlex.split(commands[2])
     assert words[:2] == ["mtrl", "train"]
     assert cli.main([*words[1:], "--print_config"]) == 0
     printed = capsys.readouterr().out
@@ -131,6 +139,40 @@ def test_runs_are_listed_seed_by_seed_with_state_steps_and_a_command_that_is_the
     assert "unitary/seed1" in listed
     assert "seed0" not in listed
     assert "pcgrad" not in listed
+
+
+def test_a_list_fits_a_terminal_of_80_columns(file, tmp_path, capsys):
+    assert sweep(file, "--list", f"--runs={tmp_path / 'runs'}") == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_without_a_terminal_a_sweep_tells_how_far_it_is_and_ever_more_rarely(
+    file, tmp_path, monkeypatch, capsys
+):
+    runs = plan(read_experiment(file), tmp_path)
+    now = [0.0]
+    monkeypatch.setattr("mtrl.sweep.board.time", SimpleNamespace(monotonic=lambda: now[0]))
+    board = Board(runs)
+    for run in runs[:5]:
+        board.tell(run, "training")
+    capsys.readouterr()
+    runs[0].folder.mkdir(parents=True)
+    told = []
+    for second in range(24 * 3600):
+        now[0] = float(second)
+        if second == 50:
+            (runs[0].folder / "progress.csv").write_text("steps_per_task\n30\n")
+            (runs[0].folder / "eval.jsonl").write_text('{"mean_success": 0.25}\n')
+        board.refresh()
+        if line := capsys.readouterr().out:
+            told.append((second, line))
+    assert told[0] == (
+        60,
+        "training: unitary/seed0 30 of 150 steps, success 0.250, 0:04:00 left; "
+        "pcgrad/seed0 0 of 150 steps; cagrad/seed0 0 of 150 steps; unitary/seed1 0 of 150 steps; and 1 more\n",
+    )
+    assert len(told) < 120  # in a day
+    assert told[1][0] == 120
 
 
 def test_an_array_of_jobs_runs_every_run_once_by_its_index(file, tmp_path):
@@ -175,6 +217,21 @@ def test_a_run_of_other_settings_in_the_folder_is_never_taken_for_a_result(file,
     error = capsys.readouterr().err
     assert "replay.batch_size: 8 -> 16" in error
     assert error.count("\n") == 1
+
+
+def test_a_finished_run_that_lacks_a_label_and_later_settings_is_a_result_still(file, tmp_path, capsys):
+    arguments = [f"--runs={tmp_path / 'runs'}", "--only", "unitary", "--seeds", "0"]
+    assert sweep(file, *arguments) == 0
+    folder = tmp_path / "runs/methods/unitary/seed0"
+    config = (folder / "config.yaml").read_text()
+    lines = [line for line in config.splitlines() if not line.startswith(("label:", "video_every:"))]
+    (folder / "config.yaml").write_text("\n".join([*lines, "label: null\n"]))
+    capsys.readouterr()
+    assert sweep(file, *arguments) == 0
+    assert "1 of 1 runs are done" in capsys.readouterr().out
+    (folder / "STATUS").write_text("INTERRUPTED by SIGTERM\n")
+    assert sweep(file, *arguments) == 2
+    assert "label: None -> unitary" in capsys.readouterr().err
 
 
 def test_a_run_that_is_done_diverged_busy_or_failed_is_told_apart_by_its_status(tmp_path):

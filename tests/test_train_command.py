@@ -1,0 +1,52 @@
+"""`mtrl train`: where a run lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_runs import POINT, STEPS
+
+from mtrl.cli import main
+from mtrl.commands.train import folder_of
+from mtrl.settings import parse_train
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ({}, "unitary"),
+        ({"optimizer.name": "pcgrad", "agent.network.name": "mmoe"}, "pcgrad-mmoe"),
+        ({"agent.actor.network.name": "mmoe"}, "unitary-actor_mmoe"),
+        ({"agent.network.name": "ple", "agent.actor.network.name": "mlp"}, "unitary-critic_ple"),
+        ({"agent.network.name": "ple", "agent.critic.network.name": "care"}, "unitary-actor_ple-critic_care"),
+        ({"agent.network.name": "ple", "agent.critic.network.name": "ple"}, "unitary-ple"),
+        ({"optimizer.name": "torchjd:Mean"}, "torchjd.Mean"),
+        ({"agent.network.name": "own_networks:Mixture"}, "unitary-own_networks.Mixture"),
+        ({"label": "mine", "agent.network.name": "ple"}, "mine"),
+    ],
+)
+def test_a_run_s_folder_is_named_by_optimizer_and_network(settings: dict[str, str], label: str) -> None:
+    request = parse_train(
+        [f"--{key}={value}" for key, value in {"protocol.suite": "point", **settings}.items()]
+    )
+    assert folder_of(request) == Path("runs/point") / label / "seed0"
+
+
+def test_two_networks_train_side_by_side_and_the_same_command_finds_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--agent.network.name=mmoe"]):
+        assert main(["train", *POINT, *more]) == 0
+    assert {path.parent.name for path in Path("runs/point").glob("*/seed0")} == {"unitary", "unitary-mmoe"}
+    longer = [
+        "train",
+        *POINT,
+        "--agent.network.name=mmoe",
+        f"--total_steps_per_task={STEPS + 20}",
+        "--allow_changes",
+    ]
+    capsys.readouterr()
+    assert main(longer) == 0
+    assert f"going on from step {STEPS} per task" in capsys.readouterr().out
