@@ -6,7 +6,7 @@ Exit codes:
 0   done
 2   bad input, or no memory: one line says what, and nothing was changed
 3   training diverged: the run is marked, the evidence saved
-4   training was interrupted and left a checkpoint: the same command goes on
+4   training was interrupted: the same command goes on
 1   anything else: the machine failed (one line), or this code did (a traceback)
 ==  ===============================================================================
 """

@@ -26,6 +26,7 @@ from mtrl.envs import Protocol, make_suite
 from mtrl.machine import choose_threads
 from mtrl.run.folder import RunFolder
 from mtrl.run.session import INTERRUPTED, Session
+from mtrl.run.signals import Signals
 from mtrl.settings import parse_train
 
 STEPS = 20  # of the environments in a round
@@ -168,7 +169,8 @@ def train_filled(folder: str, arguments: Sequence[str]) -> None:
     run = RunFolder(f"{folder}/run")
     try:
         run.start(request.text, {})
-        code = Session(trainer, envs, request, run).train([])
+        with Signals() as signals:
+            code = Session(trainer, envs, request, run, signals).train([])
         if code != 0:
             sys.exit(code)
     finally:

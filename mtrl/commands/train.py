@@ -17,7 +17,9 @@ from mtrl.networks import Actor, Critic, Stack
 from mtrl.optimizers import OptimizerError, make_optimizer
 from mtrl.replay import TaskReplay, free_memory
 from mtrl.run.folder import RunFolder, describe_run
-from mtrl.run.session import Session
+from mtrl.run.outputs import report
+from mtrl.run.session import INTERRUPTED, Session
+from mtrl.run.signals import Signals
 from mtrl.sac import MTSAC
 from mtrl.settings import Request, changed_settings, explained, parse_train, read_settings, settle
 from mtrl.train import Trainer
@@ -37,35 +39,50 @@ def start(request: Request) -> int:
     if request.print_config:
         print(request.text, end="")
         return 0
-    config, protocol = request.config, request.protocol
+    config = request.config
     run = RunFolder(folder_of(request))
     device = choose_device(started_on(run.config) if config.device == "auto" else config.device)
     request = settle(request, run.config, "cuda" if device.type == "cuda" else "cpu")
-    config = request.config
+    with Signals() as signals:
+        try:
+            return train(request, run, device, signals)
+        except KeyboardInterrupt:
+            if run.locked and run.status.startswith("RUNNING"):
+                run.mark("INTERRUPTED at once")
+            raise
+        finally:
+            run.unlock()
+
+
+def train(request: Request, run: RunFolder, device: torch.device, signals: Signals) -> int:
+    """Build and train what is asked for, in that folder; the exit code."""
+    config, protocol = request.config, request.protocol
     changes: list[str] = []
     goes_on = run.exists  # asked once: another process may start this run while ours is built
+    if goes_on:
+        run.require_own()
+        run.lock()
+        changes = check_resumable(run, request)
+        if run.status.startswith("DONE") and not changes:
+            print(f"{run.path} is finished already; nothing to do")
+            return 0
+    torch.set_num_threads(choose_threads(config.threads))
+    trainer, envs = build(config, protocol, device)
     try:
-        if goes_on:
-            run.require_own()
-            run.lock()
-            changes = check_resumable(run, request)
-            if run.status.startswith("DONE") and not changes:
-                print(f"{run.path} is finished already; nothing to do")
-                return 0
-        torch.set_num_threads(choose_threads(config.threads))
-        trainer, envs = build(config, protocol, device)
-        try:
-            if not goes_on:
-                run.start(
-                    request.text,
-                    describe_run({**protocol.to_dict(), "name": protocol.name}, device, request.command),
-                )
-            return Session(trainer, envs, request, run).train(changes)
-        finally:
-            trainer.envs.close()
-            envs.close()
+        if signals.received:
+            if goes_on and run.status.startswith("RUNNING"):  # it was killed before
+                run.mark(f"INTERRUPTED by {signals.received} before it went on")
+            report(f"stopped by {signals.received} before the training began; the same command begins it")
+            return INTERRUPTED
+        if not goes_on:
+            run.start(
+                request.text,
+                describe_run({**protocol.to_dict(), "name": protocol.name}, device, request.command),
+            )
+        return Session(trainer, envs, request, run, signals).train(changes)
     finally:
-        run.unlock()
+        trainer.envs.close()
+        envs.close()
 
 
 USAGE = """usage: mtrl train [--config NAME|FILE]... [--SETTING VALUE]... [--import MODULE]... [--resume RUN]

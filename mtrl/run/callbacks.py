@@ -7,17 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import select
-import signal
-import stat
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +24,8 @@ from mtrl.conflict import Conflict
 from mtrl.evaluate import Scores, TaskScores, evaluate, names_of, task_order
 from mtrl.results.figures import cosine_figure
 from mtrl.run.board import show_gif
+from mtrl.run.outputs import tell
+from mtrl.run.signals import Signals
 
 if TYPE_CHECKING:
     from mtrl.train import Trainer
@@ -332,90 +327,30 @@ class VideoCallback(TrainerCallback):
 class CheckpointCallback(TrainerCallback):
     """Saves at the start and every so many minutes, and stops with a checkpoint when the system asks.
 
-    The first SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 (pre-emption) or SIGHUP (the terminal is gone; not under nohup)
-    ends the loop after the current step; a SIGINT after it, or a second SIGTERM, ends the run at once. Off the
-    main thread, where Python takes no signals, none of them does.
-
     Args:
         minutes: between checkpoints, fractions allowed; 0 is only at the start and the end.
         save: writes one.
+        signals: of which one may have come.
     """
 
-    def __init__(self, minutes: float, save: Callable[[], None]) -> None:
+    def __init__(self, minutes: float, save: Callable[[], None], signals: Signals) -> None:
         super().__init__()
-        self.minutes, self.save = minutes, save
-        self.received: str | None = None
-        self._previous: dict[int, Any] = {}
+        self.minutes, self.save, self.signals = minutes, save, signals
         self._last = 0.0
 
     def _on_training_start(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            self.say("training off the main thread: signals will not stop it with a checkpoint")
-        else:
-            self._take_signals()
         if self.trainer.num_timesteps == 0:
             self.save()
         self._last = time.monotonic()
 
-    def _take_signals(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if number == signal.SIGTERM:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-        leave_lost_outputs(hung_up=number == signal.SIGHUP)
-        with contextlib.suppress(OSError):  # not print: a handler may run in the middle of one
-            os.write(2, f"\nmtrl: {self.received}: stopping after this step; Ctrl-C stops at once\n".encode())
-
     def due(self) -> bool:
-        if self.received is not None:
+        if self.signals.received:
             self.save()
             return False
         if self.minutes > 0 and time.monotonic() - self._last >= 60 * self.minutes:
             self.save()
             self._last = time.monotonic()
         return True
-
-    def close(self) -> None:
-        while self._previous:
-            signal.signal(*self._previous.popitem())
-
-
-def tell(text: str) -> None:
-    """A line on standard error, if anybody is there to read it."""
-    leave_lost_outputs()
-    with contextlib.suppress(OSError):
-        print(f"mtrl: {text}", file=sys.stderr)
-
-
-def report(text: str) -> None:
-    """A line on standard output; a run does not fail because nobody can be told."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, flush=True)
-
-
-def leave_lost_outputs(hung_up: bool = False) -> None:
-    """Send standard output and error nowhere where nobody is behind them: a write would fail and end the run.
-
-    Args:
-        hung_up: whether terminals are gone; of a pipe or a socket it is known.
-    """
-    for standard in (1, 2):
-        with contextlib.suppress(OSError):  # closed from the start, say
-            if stat.S_ISCHR(os.fstat(standard).st_mode):
-                lost = hung_up
-            else:
-                poll = select.poll()
-                poll.register(standard, 0)
-                lost = any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-            if lost:
-                null = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(null, standard)
-                os.close(null)
 
 
 class ProgressCallback(TrainerCallback):

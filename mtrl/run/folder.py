@@ -150,8 +150,9 @@ class RunFolder(RunPaths):
             ConfigError: another process works in this folder, or it cannot be written.
         """
         try:
-            self._lock = os.fdopen(open_own(self._lock_file, os.O_RDWR | os.O_CREAT), "r+")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = os.fdopen(open_own(self._lock_file, os.O_RDWR | os.O_CREAT), "r+")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = file
             self._lock.truncate(0)
             self._lock.write(f"{MARK.decode()} {os.getpid()} {started(os.getpid())} {socket.gethostname()}\n")
             self._lock.flush()
@@ -163,6 +164,11 @@ class RunFolder(RunPaths):
             else:
                 reason = str(error.strerror)
             raise ConfigError(f"run_dir: {self.path} cannot be written ({reason})") from None
+
+    @property
+    def locked(self) -> bool:
+        """Whether this process works here, and others are kept out."""
+        return self._lock is not None and not self._lock.closed
 
     def unlock(self) -> None:
         """Let others in."""

@@ -32,13 +32,12 @@ from mtrl.run.callbacks import (
     ProgressCallback,
     TrainerCallback,
     VideoCallback,
-    leave_lost_outputs,
-    report,
-    tell,
 )  # fmt: skip
 from mtrl.run.checkpoint import generators_state, set_generators_state, with_arrays
 from mtrl.run.folder import RunFolder, describe_run
 from mtrl.run.guard import Diverged, GuardCallback
+from mtrl.run.outputs import leave_lost_outputs, report, tell
+from mtrl.run.signals import Signals
 from mtrl.settings import Request, one_line, parse_train
 from mtrl.train import Trainer
 
@@ -54,10 +53,13 @@ class Session:
         trainer, envs: made by :func:`build`.
         request: what was asked for.
         run: its folder, locked.
+        signals: taken.
     """
 
-    def __init__(self, trainer: Trainer, envs: SuiteVecEnv, request: Request, run: RunFolder) -> None:
-        self.trainer, self.envs, self.run = trainer, envs, run
+    def __init__(
+        self, trainer: Trainer, envs: SuiteVecEnv, request: Request, run: RunFolder, signals: Signals
+    ) -> None:
+        self.trainer, self.envs, self.run, self.signals = trainer, envs, run, signals
         self.request, self.protocol = request, request.protocol
         self.config = config = request.config
         self.deaths: Counter[int | None] = Counter()  # of workers, by the newest checkpoint's step
@@ -65,7 +67,7 @@ class Session:
         log = LogCallback(config.log_every)
         self.guard = GuardCallback(math.gcd(config.log_every, config.eval_every), run.evidence)
         self.evaluation = EvaluationCallback(envs, config.eval_every, episodes, self._on_scores, run.best)
-        self.checkpoint = CheckpointCallback(config.checkpoint_every, self.save)
+        self.checkpoint = CheckpointCallback(config.checkpoint_every, self.save, signals)
         trainer.between_updates = self.checkpoint.due  # a burst is long: it stops and saves between updates
         self.callbacks: dict[str, TrainerCallback] = {
             "guard": self.guard,
@@ -223,9 +225,9 @@ class Session:
         steps = trainer.num_timesteps // len(self.protocol.task_names)
         if steps < self.config.total_steps_per_task:
             trainer.logger.close()
-            run.mark("INTERRUPTED", f"by {self.checkpoint.received} at {steps} steps per task")
+            run.mark("INTERRUPTED", f"by {self.signals.received} at {steps} steps per task")
             report(
-                f"stopped by {self.checkpoint.received}; policy and checkpoint are saved. "
+                f"stopped by {self.signals.received}; policy and checkpoint are saved. "
                 f"The same command goes on; `mtrl evaluate {run.path}` evaluates"
             )
             return INTERRUPTED

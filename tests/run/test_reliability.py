@@ -23,6 +23,7 @@ from tiny_runs import POINT, at_step, status, train, written
 from mtrl import cli
 from mtrl.commands import train as train_command
 from mtrl.evaluate import evaluate
+from mtrl.run.status import read_status
 from mtrl.settings import changed_settings, parse_train
 
 METAWORLD = [
@@ -306,11 +307,13 @@ def test_a_second_process_on_a_folder_is_refused_and_disturbs_nothing(tmp_path, 
     def start_another(trainer):
         command = [sys.executable, "-m", "mtrl.cli", "train", *POINT, f"--run_dir={run}"]
         second.append(subprocess.run(command, capture_output=True, text=True, check=False))
+        second.append(read_status(run))
 
     at_step(monkeypatch, 50, start_another)
     assert train(run) == 0
     assert second[0].returncode == 2
     assert second[0].stderr == f"mtrl: run_dir: another process is training in {run}\n"
+    assert second[1] == "RUNNING"  # not KILLED: the lock still says whose it is
     assert written(run) == undisturbed
 
 
