@@ -24,6 +24,10 @@ class Casts:
         self._buffers = {buffer.untyped_storage().data_ptr(): Buffer(buffer) for buffer in buffers}
         self._known: dict[Key, tuple[Buffer, Tensor]] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy knows its own buffers' addresses."""
+        return Casts, ([buffer.exact for buffer in self._buffers.values()],)
+
     def stacked(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """K of one shape ``[*, ...]`` → ``[K, ...]``."""
         key = (tensors[0].shape, *[(tensor.data_ptr(), tensor.stride()) for tensor in tensors])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from mtrl.fast.casts import Casts, neighbours
@@ -54,6 +56,20 @@ def test_neighbours_are_contiguous_of_one_shape_and_without_a_gap():
     assert not neighbours([one, buffer[8:].view(2, 2)])
     assert not neighbours([one, two.t()])
     assert not neighbours([one, buffer[4:6]])
+
+
+def test_a_copied_agent_takes_its_own_parameters(make_agent, make_batch):
+    agent = make_agent(precision="bf16", kernels="onednn")
+    agent.update(make_batch())
+    other = copy.deepcopy(agent)
+    noise = agent.draw_noise(make_batch().rewards.shape[1])
+    before = agent.critic.map(lambda p: p.detach().clone())
+    other.update(make_batch(seed=5), noise)
+    for (_, p), (_, old) in zip(agent.critic.tensors(), before.tensors(), strict=True):
+        assert torch.equal(p, old)
+    agent.update(make_batch(seed=5), noise)
+    for (name, ours), (_, theirs) in zip(agent.critic.tensors(), other.critic.tensors(), strict=True):
+        assert torch.equal(ours, theirs), name
 
 
 def test_after_updates_in_bfloat16_the_networks_give_what_their_parameters_say(make_agent, make_batch):
