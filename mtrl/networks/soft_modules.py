@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mtrl.config import MOST_WIDTH
@@ -73,6 +72,6 @@ class SoftModules(Network):
             logits = self.routes[i](routing)
             if i + 1 < len(layers):
                 shares = logits.unflatten(-1, (self.number, self.number)).softmax(-1)  # [..., next, before]
-                parts = torch.stack([mixture(shares[..., j, :], given) for j in range(self.number)])
+                parts = (shares.movedim((-2, -1), (0, 1)).unsqueeze(-1) * given).sum(1)  # [next, ..., n]
                 routing = (embedded * self.back[i](logits)).relu()
         return self.output(mixture(logits.softmax(-1), given))  # type: ignore[no-any-return]
