@@ -20,6 +20,7 @@ from rich.live import Live
 from rich.table import Table
 
 from mtrl.results.tables import make_console, make_table
+from mtrl.run.outputs import report
 from mtrl.run.status import read_status
 from mtrl.sweep.grid import Run
 
@@ -134,12 +135,6 @@ class Board:
             return "–"
         seconds = (time.monotonic() - start) / made * (run.steps - before - made)
         return str(datetime.timedelta(seconds=round(seconds)))
-
-
-def report(line: str) -> None:
-    """A line on standard output; nobody may read it, and the runs go on."""
-    with contextlib.suppress(OSError, ValueError):
-        print(line, flush=True)
 
 
 def state_of(run: Run) -> str:
