@@ -21,11 +21,13 @@ CODE = (
     "from mtrl.cli import main; sys.exit(main())"
 )
 SET_PDEATHSIG = 1  # linux/prctl.h
+# sent once for each thread of the parent that ends with it; a second SIGTERM would mean "at once"
+ORPHANED = signal.SIGUSR1
 MOST_LOG = 2**26  # bytes of a log that is read for its last line
 
 
 def command(arguments: Sequence[str], nice: int, parent: int = 0) -> list[str]:
-    """What starts ``mtrl train``; with a ``parent``, it is sent SIGTERM when the thread that starts it ends.
+    """What starts ``mtrl train``; with a ``parent``, it is sent :data:`ORPHANED` when the thread that starts it ends.
 
     So it must be started from a thread that lives as long as its process: the main one.
     """
@@ -42,9 +44,9 @@ def prepare() -> None:
 
 
 def end_with(parent: int) -> None:
-    """Have the system send SIGTERM to this process when its parent is gone, however that ended."""
+    """Have the system send :data:`ORPHANED` to this process when its parent is gone, however that ended."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # no Linux
-        ctypes.CDLL(None).prctl(SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        ctypes.CDLL(None).prctl(SET_PDEATHSIG, ORPHANED, 0, 0, 0)
     if os.getppid() != parent:  # it was gone already
         sys.exit(1)
 

@@ -105,7 +105,7 @@ def test_a_sweep_that_is_killed_takes_its_runs_with_it_and_they_leave_a_checkpoi
     wait_for(lambda: (folder / "progress.csv").exists())
     process.kill()
     process.wait()
-    wait_for(lambda: (folder / "STATUS").read_text().startswith("INTERRUPTED by SIGTERM"))
+    wait_for(lambda: (folder / "STATUS").read_text().startswith("INTERRUPTED by SIGUSR1"))
 
 
 def wait_for(condition):
