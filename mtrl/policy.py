@@ -65,7 +65,8 @@ class Policy:
         Args:
             noise: standard normal ``[n, A]``; None takes the Gaussian's mean.
         """
-        obs, one_hot = observations[:, : self.obs_dim], observations[:, self.obs_dim :]
+        # rows with gaps take another product where parameters want gradients, with another rounding
+        obs, one_hot = observations[:, : self.obs_dim].contiguous(), observations[:, self.obs_dim :]
         shared, private = self.parameters
         own = Parameters(shared, {name: stacked[one_hot.argmax(1)] for name, stacked in private.items()})
 
@@ -214,7 +215,8 @@ def _from_parts(meta: dict[str, Any], file: Any) -> Policy:
     if expected != found:
         wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
         raise ValueError(f"tensors do not fit the architecture: {', '.join(wrong)}")
-    tensors = {name: file.get_tensor(name) for name in found}
+    # in a file tensors begin at any fourth byte, where products round otherwise
+    tensors = {name: file.get_tensor(name).clone() for name in found}
     if expected_sum != checksum(meta, tensors):
         raise ValueError("the content does not match its checksum")
     bad = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())

@@ -101,7 +101,8 @@ class Chains:
 
     Args:
         dtype: of the matrix products. In bfloat16 a layer norm's or relu's result that goes straight into the
-            next product is rounded for it, and so is its gradient; nothing else is.
+            next product is rounded for it, and so is its gradient; nothing else is. With an odd number of inputs,
+            what is not finite in a row may reach the row before it, too (oneDNN on processors with AMX).
         onednn: oneDNN's products and compiled passes over rows, on a processor; else torch's.
         casts: the buffers that parameters lie in.
     """
