@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map
 
 from mtrl.fast.factored import Rows, all_at_once, detached, factored_gradients
 from mtrl.networks import Parameters
-from mtrl.optimizers import GramianMethod, MultiTaskOptimizer, RowMethod, Scalarization
+from mtrl.optimizers import GramianMethod, MultiTaskOptimizer, RowMethod, Scalarization, of_present
 
 Loss = Callable[..., tuple[Tensor, Any]]
 
@@ -187,14 +187,14 @@ def multitask_gradient(
     losses = tasks.losses
     if isinstance(optimizer, GramianMethod):
         gram = tasks.gramian()
-        weights = optimizer.present_weights(gram, present)
+        weights = of_present(optimizer, gram, present)
         shared = tasks.combine(weights)
         finite = gram.diagonal().isfinite() & losses.isfinite()
     else:
         assert isinstance(optimizer, RowMethod)
         rows = tasks.rows()
         matrix = jacobian(rows)
-        shared = as_parameters(optimizer.present_rows(matrix, present), rows)
+        shared = as_parameters(of_present(optimizer, matrix, present), rows)
         weights = torch.full_like(losses, torch.nan)
         finite = matrix.square().sum(1).isfinite() & losses.isfinite()
     share = task_share(losses, present)
@@ -214,7 +214,7 @@ def _scalarized(
     present: Tensor | None,
 ) -> Gradient:  # fmt: skip
     losses, aux = path.over_tasks(loss, params, *inputs)
-    weights = optimizer.present_weights(losses.detach(), present)
+    weights = of_present(optimizer, losses.detach(), present)
     names, tensors = zip(*params.tensors(), strict=True)
     found = torch.autograd.grad((weights * losses).sum(), tensors, materialize_grads=True)
     grads = dict(zip(names, found, strict=True))

@@ -14,6 +14,7 @@ from mtrl.optimizers.base import (
     MultiTaskOptimizer,
     RowMethod,
     Scalarization,
+    of_present,
 )
 from mtrl.optimizers.cagrad import CAGrad
 from mtrl.optimizers.famo import FAMO
@@ -41,6 +42,7 @@ __all__ = [
     "Scalarization",
     "describe",
     "make_optimizer",
+    "of_present",
 ]
 
 OPTIMIZERS: dict[str, type[MultiTaskOptimizer]] = {

@@ -14,10 +14,10 @@ kind                what it sees                     what it gives
 **mean**: T identical gradients give that gradient, so that one learning rate and one L2 coefficient mean the
 same for all.
 
-Two doors lead to the same mathematics. `MultiTaskOptimizer.combine` is for anyone: it validates its input
-and may wait for the device. `weights`, `present_weights`, `combine_rows` and `present_rows` are for an
-update loop: they check nothing, and a gradient that is not finite gives a result that is not finite, never
-an exception.
+A method is written as one verb: `weights`, or `combine_rows`. Two doors lead there. `MultiTaskOptimizer.combine`
+is for anyone: it validates its input and may wait for the device. `of_present` is for an update loop, whose batch
+may lack tasks: it checks nothing, and a gradient that is not finite gives a result that is not finite, never an
+exception.
 """
 
 from __future__ import annotations
@@ -106,8 +106,11 @@ class MultiTaskOptimizer(ABC):
         self.num_tasks = num_tasks
         self.generator = torch.Generator().manual_seed(seed)
 
-    def combine(self, jacobian: Tensor) -> Tensor:
+    def combine(self, jacobian: Tensor, losses: Tensor | None = None) -> Tensor:
         """One gradient from one per task: ``[T, P]`` -> ``[P]``, of the Jacobian's dtype and device.
+
+        Args:
+            losses: ``[T]``, which a scalarization sees, and may learn from; None is 1 each.
 
         Raises:
             OptimizerError: the Jacobian is not a floating-point ``[T, P]``, or a task's gradient is not
@@ -124,10 +127,11 @@ class MultiTaskOptimizer(ABC):
         if bad:
             tasks = ", ".join(map(str, bad))
             raise OptimizerError(f"the gradient of task {tasks} is not finite (tasks count from 0)")
-        return self._combine(jacobian.detach())
+        losses = torch.ones_like(jacobian[:, 0]) if losses is None else losses.detach()
+        return self._combine(jacobian.detach(), losses)
 
     @abstractmethod
-    def _combine(self, jacobian: Tensor) -> Tensor:
+    def _combine(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         """`combine` for a Jacobian known to be valid."""
 
     def after_step(self, losses: Tensor) -> None:  # noqa: B027 - most methods have nothing to do here
@@ -174,35 +178,15 @@ class Scalarization(MultiTaskOptimizer):
     """Weights from the losses: one loss ``(weights * losses).sum()``, one backward pass."""
 
     @abstractmethod
-    def weights_now(self, reference: Tensor) -> Tensor:
-        """The weights ``[T]`` it would give without seeing another loss (1/T before the first), as
-        `reference`.
+    def weights(self, losses: Tensor, tasks: Tensor | None = None) -> Tensor:
+        """Losses ``[n]`` -> weights ``[n]``, detached, of the same dtype and device. It may learn from the losses.
+
+        Args:
+            tasks: long ``[n]``, which of the T tasks these are, for what a method keeps of each; None is all of them.
         """
 
-    def weights(self, losses: Tensor) -> Tensor:
-        """Losses ``[T]`` -> weights ``[T]``, detached. A method may learn from the losses here, once per
-        update.
-        """
-        return self.weights_now(losses)
-
-    def present_weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
-        """`weights` for a batch from which tasks may be absent (`present` bool ``[T]``; None: all are there).
-
-        Absent tasks get 0, the others their weight over the sum of the present ones': at the scale of the mean
-        over the *present* tasks. Where all present ones have weight 0, all get 0. The losses of absent tasks may
-        be anything, NaN included.
-        """
-        weights = self.weights(losses)
-        if present is None:
-            return weights
-        weights = torch.where(present, weights, torch.zeros_like(weights))
-        total = weights.sum()
-        return weights / torch.where(total > 0, total, torch.ones_like(total))
-
-    def _combine(self, jacobian: Tensor) -> Tensor:
-        return weighted_sum(
-            self.weights_now(jacobian.new_empty(self.num_tasks, dtype=torch.float64)), jacobian
-        )
+    def _combine(self, jacobian: Tensor, losses: Tensor) -> Tensor:
+        return weighted_sum(self.weights(losses.double()), jacobian)
 
 
 class GramianMethod(MultiTaskOptimizer):
@@ -211,36 +195,16 @@ class GramianMethod(MultiTaskOptimizer):
     """
 
     @abstractmethod
-    def weights(self, gramian: Tensor) -> Tensor:
+    def weights(self, gramian: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Gramian ``J Jᵀ`` ``[n, n]`` -> weights ``[n]``, detached, of the same dtype and device.
 
-        n is T, or less when tasks are absent: read it from the shape. Scaling the Gramian must not change the
-        weights. A Gramian computed in float32 can be slightly indefinite.
+        Scaling the Gramian must not change the weights. A Gramian computed in float32 can be slightly indefinite.
+
+        Args:
+            tasks: long ``[n]``, which of the T tasks these are, for what a method keeps of each; None is all of them.
         """
 
-    def weights_of(self, gramian: Tensor, tasks: Tensor) -> Tensor:
-        """`weights` of the tasks with these numbers (long ``[n]``); what a method with per-task state
-        overrides.
-        """
-        return self.weights(gramian)
-
-    def present_weights(self, gramian: Tensor, present: Tensor | None = None) -> Tensor:
-        """`weights` ``[T]`` for a batch from which tasks may be absent (`present` bool ``[T]``; None: all
-        are there).
-
-        The method sees the present tasks only, so its result is at the scale of *their* mean; absent tasks
-        get 0, and their rows of the Gramian may be anything. Selecting them waits for the device;
-        ``present=None`` does not.
-        """
-        if present is None:
-            return self.weights(gramian)
-        tasks = present.nonzero().flatten()
-        weights = gramian.new_zeros(self.num_tasks)
-        if len(tasks):
-            weights[tasks] = self.weights_of(gramian[tasks][:, tasks], tasks)
-        return weights
-
-    def _combine(self, jacobian: Tensor) -> Tensor:
+    def _combine(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         return weighted_sum(self.weights(gramian_of(jacobian)), jacobian)
 
 
@@ -261,7 +225,7 @@ class HostSolver(GramianMethod):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict({"fallbacks": 0, **state})  # states of before they were counted have none
 
-    def weights(self, gramian: Tensor) -> Tensor:
+    def weights(self, gramian: Tensor, tasks: Tensor | None = None) -> Tensor:
         host = on_host(gramian)
         if not np.isfinite(host).all():  # solvers raise or loop on NaN; an update must do neither
             return torch.full_like(gramian[0], torch.nan)
@@ -298,14 +262,29 @@ class RowMethod(MultiTaskOptimizer):
     def combine_rows(self, jacobian: Tensor) -> Tensor:
         """Jacobian ``[n, P]`` -> combined gradient ``[P]``; n is T, or less when tasks are absent."""
 
-    def present_rows(self, jacobian: Tensor, present: Tensor | None = None) -> Tensor:
-        """`combine_rows` of the present tasks only (`present` bool ``[T]``; None: all); 0 if none is
-        there.
-        """
-        if present is None:
-            return self.combine_rows(jacobian)
-        tasks = present.nonzero().flatten()
-        return self.combine_rows(jacobian[tasks]) if len(tasks) else jacobian.new_zeros(jacobian.shape[1])
-
-    def _combine(self, jacobian: Tensor) -> Tensor:
+    def _combine(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         return self.combine_rows(jacobian)
+
+
+def of_present(method: MultiTaskOptimizer, seen: Tensor, present: Tensor | None = None) -> Tensor:
+    """What a method makes of a batch from which tasks may be absent: weights ``[T]``, or the gradient ``[P]``.
+
+    The method sees the present tasks only, so its result is at the scale of *their* mean. Absent tasks get 0, and
+    what there is of theirs may be anything, NaN included. Without any task all is 0.
+
+    Args:
+        seen: losses ``[T]``, Gramian ``[T, T]`` or Jacobian ``[T, P]``, by the method's kind.
+        present: bool ``[T]``; None is all. Selecting waits for the device; None does not.
+    """
+    tasks = None if present is None else present.nonzero().flatten()
+    if tasks is not None:
+        seen = seen[tasks][:, tasks] if isinstance(method, GramianMethod) else seen[tasks]
+    if isinstance(method, RowMethod):
+        return method.combine_rows(seen) if len(seen) else seen.new_zeros(seen.shape[1])
+    assert isinstance(method, Scalarization | GramianMethod)
+    if tasks is None:
+        return method.weights(seen)
+    weights = seen.new_zeros(method.num_tasks)
+    if len(tasks):
+        weights[tasks] = method.weights(seen, tasks)
+    return weights

@@ -56,7 +56,7 @@ class CAGrad(HostSolver):
         weights, factor = self._towards_the_worst(gramian)
         return (1 / len(gramian) + factor * weights) / self._divisor(factor)
 
-    def _combine(self, jacobian: Tensor) -> Tensor:
+    def _combine(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         """:meth:`solve` with the ball's radius from the vectors themselves: where gradients all but cancel, their
         Gramian no longer has it.
         """

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mtrl.errors import OptimizerError
-from mtrl.optimizers.adam import adam_start, adam_step
+from mtrl.optimizers.adam import adam_start, adam_step, of_tasks
 from mtrl.optimizers.base import Scalarization, require
 
 FLOOR = 1e-8  # of a loss, before its logarithm or inverse is taken
@@ -41,7 +40,7 @@ class FAMO(Scalarization):
     formula = "w_i ~ z_i/loss_i, sum w = 1, z = softmax(xi);  xi learns from the change of log loss"
     critic_only = True
     needs_after_step = True
-    saved = ("logits", "losses", "present")
+    saved = ("logits", "losses", "tasks")
 
     def __init__(
         self,
@@ -59,23 +58,14 @@ class FAMO(Scalarization):
         self.gamma = gamma
         self.scale = scale
         self.logits = adam_start(num_tasks)  # [4, T], row 0 is ξ
-        self.losses: Tensor | None = None  # [T], of the latest `weights`
-        self.present: Tensor | None = None  # [T], the tasks that were in it; None: all
+        self.losses: Tensor | None = None  # [n], of the latest `weights`
+        self.tasks: Tensor | None = None  # [n], the tasks that were in it; None: all
 
-    def weights(self, losses: Tensor) -> Tensor:
-        return self.present_weights(losses)
-
-    def present_weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
-        self.losses, self.present = losses.detach(), present
-        return self.weights_now(losses)
-
-    def weights_now(self, reference: Tensor) -> Tensor:
-        if self.losses is None:
-            return torch.full_like(reference, 1 / self.num_tasks)
+    def weights(self, losses: Tensor, tasks: Tensor | None = None) -> Tensor:
+        self.losses, self.tasks = losses.detach(), tasks
         weights = self._shares() / self.losses.double().clamp(min=FLOOR)
-        weights = self._of_present(weights)
         total = weights.sum()
-        return (weights * total if self.scale == "as_published" else weights / total).to(reference)
+        return (weights * total if self.scale == "as_published" else weights / total).to(losses.dtype)
 
     def after_step(self, losses: Tensor) -> None:
         """ξ learns from how much each task's loss fell since the `weights` of this update.
@@ -85,20 +75,13 @@ class FAMO(Scalarization):
         """
         if self.losses is None:
             raise OptimizerError("famo: after_step() needs the losses that weights() saw before the step")
-        z = self._shares()
-        fall = self.losses.double().clamp(min=FLOOR).log() - losses.detach().double().clamp(min=FLOOR).log()
-        fall = self._of_present(fall)
+        z, losses = self._shares(), of_tasks(losses.detach(), self.tasks)
+        fall = self.losses.double().clamp(min=FLOOR).log() - losses.double().clamp(min=FLOOR).log()
         gradient = z * (fall - (z * fall).sum())
-        self.logits = adam_step(self.logits, gradient, self.lr, self.gamma, self.present)
+        self.logits = adam_step(self.logits, gradient, self.lr, self.gamma, self.tasks)
 
     def _shares(self) -> Tensor:
-        """z ``[T]``, float64: the softmax of ξ over the present tasks."""
+        """z ``[n]``, float64: the softmax of ξ over the tasks that are there."""
         assert self.losses is not None
         self.logits = self.logits.to(self.losses.device)
-        logits = self.logits[0]
-        if self.present is not None:
-            logits = logits.masked_fill(~self.present, -torch.inf)
-        return logits.softmax(dim=0)
-
-    def _of_present(self, values: Tensor) -> Tensor:
-        return values if self.present is None else values.masked_fill(~self.present, 0.0)
+        return of_tasks(self.logits[0], self.tasks).softmax(dim=0)

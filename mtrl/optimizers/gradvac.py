@@ -51,14 +51,11 @@ class GradVac(GramianMethod):
         self.scale = scale
         self.targets = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)  # φ̂
 
-    def weights(self, gramian: Tensor) -> Tensor:
-        return self.weights_of(gramian, torch.arange(self.num_tasks))
-
-    def weights_of(self, gramian: Tensor, tasks: Tensor) -> Tensor:
+    def weights(self, gramian: Tensor, tasks: Tensor | None = None) -> Tensor:
         host = on_host(gramian)
         if not np.isfinite(host).all():  # the moving averages must not learn it
             return torch.full_like(gramian[0], torch.nan)
-        tasks = tasks.cpu()
+        tasks = torch.arange(self.num_tasks) if tasks is None else tasks.cpu()
         pairs = (tasks[:, None], tasks)
         targets = self.targets[pairs].numpy()
         order = random_orders(len(tasks), self.generator).numpy()

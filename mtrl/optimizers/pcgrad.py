@@ -37,16 +37,16 @@ class PCGrad(GramianMethod):
         super().__init__(num_tasks, seed=seed)
         self.scale = scale
 
-    def weights(self, gramian: Tensor) -> Tensor:
-        tasks = len(gramian)
-        order = random_orders(tasks, self.generator)
+    def weights(self, gramian: Tensor, tasks: Tensor | None = None) -> Tensor:
+        n = len(gramian)
+        order = random_orders(n, self.generator)
         if gramian.device.type == "cpu":  # numpy dispatches a small operation several times faster than torch
             weights = like(project(on_host(gramian), order.numpy()), gramian)
         else:  # elsewhere the same text runs on tensors: launches, but no wait for the device
             weights = project(gramian.detach().double(), order.to(gramian.device, non_blocking=True)).to(
                 gramian.dtype
             )
-        return weights if self.scale == "as_published" else weights / tasks
+        return weights if self.scale == "as_published" else weights / n
 
 
 def random_orders(tasks: int, generator: torch.Generator) -> Tensor:

@@ -11,10 +11,10 @@ from mtrl.optimizers.base import Scalarization
 
 
 class RLW(Scalarization):
-    """Weights drawn anew at every update, non-negative and summing to 1: their expectation is 1/T each.
+    """Weights drawn anew at every update, non-negative and summing to 1 over the tasks that are there.
 
     Lin et al. 2022, section 3: ``dirichlet`` draws from Dirichlet(1, …, 1), ``normal`` takes the softmax of T
-    standard normal numbers.
+    standard normal numbers. The expectation of each is 1/T.
     """
 
     paper = "Lin et al. 2022, TMLR, arXiv:2111.10603"
@@ -26,11 +26,11 @@ class RLW(Scalarization):
         super().__init__(num_tasks, seed=seed)
         self.distribution = distribution
 
-    def weights_now(self, reference: Tensor) -> Tensor:
-        draw = torch.empty(self.num_tasks, dtype=torch.float64)
+    def weights(self, losses: Tensor, tasks: Tensor | None = None) -> Tensor:
+        draw = torch.empty(len(losses), dtype=torch.float64)
         if self.distribution == "normal":
             weights = draw.normal_(generator=self.generator).softmax(dim=0)
-        else:  # T exponential numbers divided by their sum are uniform on the simplex
+        else:  # exponential numbers divided by their sum are uniform on the simplex
             draw.exponential_(generator=self.generator)
             weights = draw / draw.sum()
-        return weights.to(reference, non_blocking=True)
+        return weights.to(losses, non_blocking=True)

@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from mtrl.optimizers.adam import of_tasks
 from mtrl.optimizers.base import Scalarization, require
 
 
 class Static(Scalarization):
-    """Fixed weights, normalised to sum to 1.
+    """Fixed weights, normalised to sum to 1 over the tasks that are there; where all of these have 0, all get 0.
 
     Args:
         weights: one non-negative number per task, not all zero; only their ratios matter. None: 1/T each.
@@ -28,6 +29,8 @@ class Static(Scalarization):
         require(fits and sum(chosen) > 0, "weights", weights, domain)
         self._fractions = torch.tensor([w / sum(chosen) for w in chosen], dtype=torch.float64)
 
-    def weights_now(self, reference: Tensor) -> Tensor:
-        self._fractions = self._fractions.to(reference.device)
-        return self._fractions.to(reference.dtype)
+    def weights(self, losses: Tensor, tasks: Tensor | None = None) -> Tensor:
+        self._fractions = self._fractions.to(losses.device)
+        weights = of_tasks(self._fractions, tasks)
+        total = weights.sum()
+        return (weights / torch.where(total > 0, total, torch.ones_like(total))).to(losses.dtype)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from mtrl.optimizers.adam import adam_start, adam_step
+from mtrl.optimizers.adam import adam_start, adam_step, of_tasks
 from mtrl.optimizers.base import Scalarization, require
 
 
@@ -44,24 +43,10 @@ class Uncertainty(Scalarization):
         self.scale = scale
         self.log_variance = adam_start(num_tasks)  # [4, T], row 0 is s
 
-    def weights(self, losses: Tensor) -> Tensor:
-        return self._weights(losses, None)
-
-    def present_weights(self, losses: Tensor, present: Tensor | None = None) -> Tensor:
-        return self._weights(losses, present)
-
-    def weights_now(self, reference: Tensor) -> Tensor:
-        return self._at_present(None).to(reference)
-
-    def _weights(self, losses: Tensor, present: Tensor | None) -> Tensor:
+    def weights(self, losses: Tensor, tasks: Tensor | None = None) -> Tensor:
         self.log_variance = self.log_variance.to(losses.device)
-        weights = self._at_present(present)
-        gradient = (1 - torch.exp(-self.log_variance[0]) * losses.detach()) / 2
-        self.log_variance = adam_step(self.log_variance, gradient, self.lr, 0.0, present)
+        minus = -of_tasks(self.log_variance[0], tasks)
+        weights = minus.exp() / 2 if self.scale == "as_published" else minus.softmax(dim=0)
+        gradient = (1 - minus.exp() * losses.detach()) / 2
+        self.log_variance = adam_step(self.log_variance, gradient, self.lr, 0.0, tasks)
         return weights.to(losses.dtype)
-
-    def _at_present(self, present: Tensor | None) -> Tensor:
-        minus = -self.log_variance[0]
-        if present is not None:
-            minus = minus.masked_fill(~present, -torch.inf)
-        return minus.exp() / 2 if self.scale == "as_published" else minus.softmax(dim=0)

@@ -17,5 +17,5 @@ class Unitary(Scalarization):
     paper = "Kurin et al. 2022, NeurIPS, arXiv:2201.04122"
     formula = "w = 1/T"
 
-    def weights_now(self, reference: Tensor) -> Tensor:
-        return torch.full_like(reference, 1 / self.num_tasks)
+    def weights(self, losses: Tensor, tasks: Tensor | None = None) -> Tensor:
+        return torch.full_like(losses, 1 / len(losses))

@@ -18,7 +18,7 @@ from mtrl.optimizers import GramianMethod
 class First(GramianMethod):
     paper, formula = "mine", "the first task's gradient"
 
-    def weights(self, gramian: Tensor) -> Tensor:
+    def weights(self, gramian: Tensor, tasks: Tensor | None = None) -> Tensor:
         weights = gramian.new_zeros(len(gramian))
         weights[0] = 1
         return weights

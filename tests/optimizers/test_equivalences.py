@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from mtrl.optimizers import OPTIMIZERS, GramianMethod, make_optimizer
+from mtrl.optimizers import OPTIMIZERS, GramianMethod, make_optimizer, of_present
 from mtrl.optimizers.gradvac import vaccinate
 from mtrl.optimizers.pcgrad import project, random_orders
 
@@ -238,5 +238,5 @@ def test_pe_ltr_finds_the_shortest_combination_with_these_least_weights(seed: in
 def test_pe_ltr_of_fewer_tasks_keeps_to_the_same_share_of_the_mean() -> None:
     jacobian = normal(4, 6, 0)
     present = torch.tensor([True, False, True, True])
-    weights = make_optimizer("pe_ltr", 4, c=0.25).present_weights(jacobian @ jacobian.T, present)
+    weights = of_present(make_optimizer("pe_ltr", 4, c=0.25), jacobian @ jacobian.T, present)
     assert weights.tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
