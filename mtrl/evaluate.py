@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import norm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from mtrl.config import ConfigError, whole
@@ -122,7 +122,7 @@ class Scores:
 
 def wilson_interval(rate: float, episodes: float) -> list[float]:
     """95 % score interval of a proportion (Wilson 1927); an effective number of episodes may be a fraction."""
-    z = norm.ppf((1 + CONFIDENCE) / 2)
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     centre = (rate + z * z / (2 * episodes)) / (1 + z * z / episodes)
     half = z / (1 + z * z / episodes) * math.sqrt(rate * (1 - rate) / episodes + (z / (2 * episodes)) ** 2)
     return [max(0.0, float(centre - half)), min(1.0, float(centre + half))]

@@ -17,7 +17,16 @@ from mtrl.sac import MTSAC
 
 torch.set_num_threads(1)
 
+# the files that take longest come first, so that two processes end together
+LONG = [
+    "test_reliability.py", "test_sweep.py", "test_bench.py", "test_cli.py", "test_api.py", "test_train.py",
+    "test_own_networks.py", "test_claims.py", "test_kill.py", "test_signals.py",
+]  # fmt: skip
 OBS, ACT = 3, 2  # D and A of the agents and batches here
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,6 @@ from stable_baselines3.common.vec_env import VecEnv
 from mtrl.config import ConfigError
 from mtrl.conflict import Conflict
 from mtrl.evaluate import Scores, TaskScores, evaluate, names_of, task_order
-from mtrl.results.figures import cosine_figure
 from mtrl.run.board import show_gif
 from mtrl.run.outputs import tell
 from mtrl.run.signals import Signals
@@ -207,6 +206,8 @@ class ConflictCallback(TrainerCallback):
             self.record_tasks(f"train_conflict_{network}_norm", conflict.norms.tolist())
             self.on_conflict(self.steps_per_task, network, conflict)
             if with_picture:
+                from mtrl.results.figures import cosine_figure  # matplotlib takes half a second
+
                 figure = cosine_figure({network: conflict.cosines.cpu().numpy()}, self.task_names)
                 self.logger.record(
                     f"train_conflict_{network}/cosines", Figure(figure, close=True), exclude=("csv",)

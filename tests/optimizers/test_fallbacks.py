@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from tiny_runs import scalars, train
 from torch import Tensor
 
 from mtrl import cli
-from mtrl.optimizers import OPTIMIZERS, make_optimizer, nash_mtl, simplex, upgrad
+from mtrl.optimizers import OPTIMIZERS, make_optimizer, nash_mtl, simplex
 from mtrl.optimizers.base import HostSolver
 
 OPPOSED = torch.tensor([[1.0, 0.0, 0.2], [-1.0, 0.5, 0.0], [0.3, -1.0, 0.1]], dtype=torch.float64)
@@ -38,7 +39,7 @@ FORCED = {
     "cagrad": ({}, (simplex, "ROUNDS", 0), OPPOSED),
     "pe_ltr": ({}, (simplex, "ROUNDS", 0), OPPOSED),
     "nash_mtl": ({}, (nash_mtl, "STEPS", 1), OPPOSED),
-    "upgrad": ({}, (upgrad, "nnls", no_solution), OPPOSED),
+    "upgrad": ({}, (scipy.optimize, "nnls", no_solution), OPPOSED),
     "imtl_g": ({}, None, unbalanced()),
     "imtl_g as published": ({"as_published": True}, None, OPPOSED * torch.tensor([[1.0], [1.0], [0.0]])),
 }
