@@ -1,4 +1,4 @@
-"""The sizes that are timed, the bars, and agents and batches of a size."""
+"""The sizes that are timed, and agents and batches of a size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from mtrl.config import ActorConfig, AgentConfig, CriticConfig, TemperatureConfig
-from mtrl.machine import bf16_is_fast
 from mtrl.replay import Batch
 from mtrl.sac import MTSAC
 from mtrl.settings import parse_train
@@ -47,39 +46,6 @@ SETTINGS = {
         rows=32, hidden=(256, 256, 256), layer_norm=True, embedding=32, config="mt10_fast", threads=1
     ),
 }
-
-BARS: dict[str, float | None] = {
-    "unitary_bf16_over_floor_S": 1.5,
-    "unitary_fp32_over_floor_S": 1.5,
-    "unitary_bf16_over_floor_R": 1.8,
-    "unitary_fp32_over_floor_R": 1.4,
-    **{f"{method}_over_unitary_fp32_S": 1.3 for method in METHODS},
-    **{f"{method}_over_unitary_fp32_L": 1.3 for method in METHODS},
-    **{f"{method}_over_unitary_fp32_F": 1.7 for method in METHODS},
-    **{f"{method}_over_unitary_bf16_S": 1.5 for method in METHODS},
-    **{f"{method}_over_unitary_bf16_L": 1.5 for method in METHODS},
-    **{f"{method}_over_unitary_bf16_F": 2.0 for method in METHODS},
-    **{f"{method}_over_unitary_bf16_R": 1.25 for method in METHODS},
-    **{f"{method}_over_unitary_fp32_R": None for method in METHODS},
-    "graddrop_over_unitary_fp32_S": 1.7,
-    "loop_pcgrad_over_unitary_fp32_S": None,
-    "replay_over_update": 0.03,
-    "env_step_over_stock": 0.85,
-    "loop_overhead": 0.05,
-    "rss_gb_1m": 2.0,
-}
-"""What each ratio shall be at most; None is only printed. In the order of the report."""
-
-OF_TRAINING = ("env_step_over_stock", "loop_overhead", "rss_gb_1m")  # what --quick leaves out
-
-
-def bar(key: str) -> float | None:
-    """A ratio's bar; those of bf16 are void where bf16 is emulated."""
-    return None if void(key) else BARS[key]
-
-
-def void(key: str) -> bool:
-    return "bf16" in key and not bf16_is_fast()
 
 
 def choices(key: str) -> tuple[str, ...]:

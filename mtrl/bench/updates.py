@@ -25,7 +25,7 @@ from mtrl.machine import bf16_is_fast
 from mtrl.replay import TaskReplay
 
 CAPACITY = 100_000  # transitions of each task that are sampled from
-EMULATED_ROUNDS = 5  # at most, of bf16 where it is emulated: its bars are void, and it is slow
+EMULATED_ROUNDS = 5  # at most, of bf16 where it is emulated, which is slow
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 

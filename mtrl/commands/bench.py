@@ -1,4 +1,4 @@
-"""``mtrl bench``: the speed of this machine and suite as ratios, each beside its bar.
+"""``mtrl bench``: the speed of this machine and suite as ratios.
 
 Without anything behind it every ratio is measured, environments and a run's memory included; ``optimizers`` tells
 instead what each multi-task optimizer costs. ``--tune`` looks for the fastest settings.
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from mtrl.bench.measure import MOST_SPREAD, Ratio
+from mtrl.bench.measure import MOST_SPREAD
 from mtrl.bench.optimizers import time_optimizers
 from mtrl.bench.peak import Peak, find_peak
-from mtrl.bench.settings import BARS, SETTINGS, bar, void
+from mtrl.bench.settings import SETTINGS
 from mtrl.bench.tune import recommended, time_choices
 from mtrl.bench.updates import DTYPES, update_ratios
 from mtrl.commands.bench_training import training_ratios
@@ -105,25 +105,25 @@ def report(rounds: int, quick: bool) -> tuple[dict[str, Any], Table]:
     peaks = {precision: find_peak(dtype) for precision, dtype in DTYPES.items()}
     about["peak_gflops"] = {precision: peak.gflops for precision, peak in peaks.items()}
     about["peak_kernel"] = {precision: describe(peak) for precision, peak in peaks.items()}
-    measured = update_ratios(rounds, peaks, say=say)
+    ratios = update_ratios(rounds, peaks, say=say)
     if not quick:
-        measured |= training_ratios(rounds, torch.get_num_threads(), say=say)
-    ratios = {key: measured[key] for key in BARS if key in measured}
+        ratios |= training_ratios(rounds, torch.get_num_threads(), say=say)
     speeds = ", ".join(f"{gflops:.0f} GFLOP/s {name}" for name, gflops in about["peak_gflops"].items())
     table = make_table(
-        "ratio", "value", "quartiles", "bar", "", "ms / ms",
+        "ratio", "value", "quartiles", "ms / ms",
         title=f"{about['processor']}, {about['threads']} thread(s), {speeds}, load {about['load']}",
-        caption=f"noisy: quartiles apart by more than {MOST_SPREAD:.0%} of the value. void: where bf16 is emulated.",
+        caption=f"noisy: quartiles apart by more than {MOST_SPREAD:.0%} of the value"
+        + ("" if bf16_is_fast() else "; bf16 is emulated on this processor"),
     )  # fmt: skip
     for key, ratio in ratios.items():
         value = "noisy" if ratio.value is None else short(ratio.value)
         parts = " / ".join(f"{ms:.3g}" if ms < 100 else f"{ms:.0f}" for ms in ratio.parts_ms or ())
-        table.add_row(key, value, "–".join(map(short, ratio.spread)), *judged(key, ratio), parts)
+        table.add_row(key, value, "–".join(map(short, ratio.spread)), parts)
     return {
         "machine": about,
         "settings": {letter: vars(setting) for letter, setting in SETTINGS.items()},
         "rounds": rounds,
-        "ratios": {key: {**ratio.to_dict(), "bar": bar(key)} for key, ratio in ratios.items()},
+        "ratios": {key: ratio.to_dict() for key, ratio in ratios.items()},
     }, table
 
 
@@ -133,16 +133,6 @@ def describe(peak: Peak) -> str:
 
 def short(number: float) -> str:
     return f"{number:.3f}" if number < 1 else f"{number:.2f}"
-
-
-def judged(key: str, ratio: Ratio) -> tuple[str, str]:
-    """A ratio's bar, and whether it is kept."""
-    if void(key):
-        return "void", ""
-    limit = bar(key)
-    if limit is None:
-        return "–", ""
-    return f"{limit:g}", "" if ratio.value is None else "ok" if ratio.value <= limit else "ABOVE"
 
 
 def optimizers(rounds: int) -> tuple[dict[str, Any], Table]:
