@@ -36,6 +36,10 @@ class Layer(NamedTuple):
 class LayerRunner(Protocol):
     """Who computes layers."""
 
+    @property
+    def grouped(self) -> bool:
+        """Whether :meth:`each` is one operation."""
+
     def __call__(self, x: Tensor, layers: Sequence[Layer]) -> Tensor:
         """``x [..., in]`` through the layers: ``[..., out]``."""
 
@@ -48,6 +52,7 @@ class PlainLayers:
     """Stock torch. ``dtype`` is of the matrix products; everything else stays in the parameters' dtype."""
 
     dtype: torch.dtype = torch.float32
+    grouped = False
 
     def __call__(self, x: Tensor, layers: Sequence[Layer]) -> Tensor:
         """``x [..., in]`` through the layers: ``[..., out]``."""

@@ -111,6 +111,11 @@ class Chains:
     onednn: bool = False
     casts: Casts = field(default_factory=Casts)
 
+    @property
+    def grouped(self) -> bool:
+        """oneDNN has no batched product in float32, and MKL's takes twice as long."""
+        return not (self.onednn and self.dtype == torch.float32)
+
     def __call__(self, x: Tensor, layers: Sequence[Layer]) -> Tensor:
         """``[T, B, in]`` → ``[T, B, out]``; weights ``[out, in]``, or one per task ``[T, out, in]``."""
         chain: list[Link] = []
@@ -133,8 +138,7 @@ class Chains:
 
     def each(self, x: Tensor, stacks: Sequence[Sequence[Layer]], own: bool = False) -> Tensor:
         """K stacks of layers on the same ``x``, or each on its ``own x [K, T, B, in]``: ``[K, T, B, out]``."""
-        # oneDNN has no batched product in float32, and MKL's takes twice as long
-        slow = self.onednn and self._narrow(x) == torch.float32
+        slow = not self.grouped and self._narrow(x) == torch.float32
         if slow or len(stacks) == 1 or not alike(stacks):
             return torch.stack([self(x[k] if own else x, layers) for k, layers in enumerate(stacks)])
         links = [[Link(*layer[:4], layer.activation == "relu") for layer in layers] for layers in stacks]

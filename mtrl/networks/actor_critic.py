@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from mtrl.categorical import atoms_on, cross_entropy, expectation, hl_gauss, pro
 from mtrl.config import ActorConfig, ArchitectureConfig, ConfigError, CriticConfig, NetworkConfig
 from mtrl.networks.base import Masks, Network, Spec
 from mtrl.networks.catalog import find_network, make_network
+from mtrl.networks.together import Together
 from mtrl.parameters import TaskModule
 
 TaskInput = Literal["one_hot", "embedding", "heads", "none"]
@@ -157,7 +159,10 @@ class Critic(TaskNetwork):
         """``obs [B, D]``, ``action [B, A]``, one-hot ``task [T]`` → ``[N, B]`` or ``[N, B, K]``."""
         x, code = self._inputs(obs, action, task)
         networks = self._networks()
-        return self._values_of(networks[0].together(networks, x, code, self._own(masks)))
+        if self._as_one(masks):
+            return self._values_of(self._together(x.unsqueeze(0), code.unsqueeze(0)))
+        own = zip(networks, self._own(masks), strict=True)
+        return self._values_of(torch.stack([net(x, code, masks) for net, masks in own]))
 
     def with_auxiliary(
         self, obs: Tensor, action: Tensor, task: Tensor, masks: Masks = ()
@@ -168,12 +173,14 @@ class Critic(TaskNetwork):
         if weight == 0:
             return [(1.0, self(obs, action, task, masks))]
         x, code = self._inputs(obs, action, task)
-        pairs = [
-            net.with_auxiliary(x, code, own) for net, own in zip(networks, self._own(masks), strict=True)
-        ]
+        if self._as_one(masks):
+            found = self._together.with_auxiliary(x.unsqueeze(0), code.unsqueeze(0))
+        else:
+            own = zip(networks, self._own(masks), strict=True)
+            pairs = [net.with_auxiliary(x, code, masks) for net, masks in own]
+            found = [torch.stack(outputs) for outputs in zip(*pairs, strict=True)]
         return [
-            (share, self._values_of(torch.stack(outputs)))
-            for share, outputs in zip((1.0, weight), zip(*pairs, strict=True), strict=True)
+            (share, self._values_of(outputs)) for share, outputs in zip((1.0, weight), found, strict=True)
         ]
 
     def _inputs(self, obs: Tensor, action: Tensor, task: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,6 +189,15 @@ class Critic(TaskNetwork):
 
     def _networks(self) -> list[Network]:
         return list(self.nets)  # type: ignore[arg-type]
+
+    @cached_property
+    def _together(self) -> Together:
+        return Together(self.nets)
+
+    def _as_one(self, masks: Masks) -> bool:
+        """Whether all networks are called as one."""
+        first = self._networks()[0]
+        return first.side_by_side and first.run.grouped and not masks
 
     def _own(self, masks: Masks) -> list[Masks]:
         """Every network's own masks, of which a forward pass need not take all."""

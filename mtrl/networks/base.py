@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from mtrl.config import MOST_WIDTH, ConfigError, NetworkConfig
@@ -50,7 +49,7 @@ class LayerModule(nn.Module):
     run: LayerRunner = PlainLayers()
 
 
-class Network(nn.Module):
+class Network(LayerModule):
     """One task's function. A subclass adds its options as keyword arguments with defaults.
 
     Raises:
@@ -67,6 +66,9 @@ class Network(nn.Module):
     """Names of the attributes that only training needs; a policy file leaves them out."""
     all_at_once: ClassVar[bool] = False
     """Whether it may be called with all tasks at once."""
+    side_by_side: ClassVar[bool] = True
+    """Whether, where that is so, N of them may be called as one (:class:`mtrl.networks.together.Together`): its forward
+    pass reads nothing of a :class:`Stack` and computes no weight of a layer."""
     code_in_input: ClassVar[bool] = True
     """Whether the task's code is appended to ``x``."""
     auxiliary_weight: float = 0.0
@@ -84,11 +86,6 @@ class Network(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """The output, and the auxiliary one that training may add."""
         return self(x, task, masks), None
-
-    @classmethod
-    def together(cls, networks: Sequence[Network], x: Tensor, task: Tensor, masks: Sequence[Masks]) -> Tensor:
-        """N of this kind on the same ``x``, as an ensemble of critics is: ``[N, B, out]``."""
-        return torch.stack([network(x, task, own) for network, own in zip(networks, masks, strict=True)])
 
     @property
     def mask_widths(self) -> tuple[int, ...]:
@@ -119,15 +116,19 @@ class Stack(LayerModule):
         in_dim: width of the input.
         out_dim: width of a linear output; None ends with the last hidden layer.
         output_gain: gain of the output under ``init="orthogonal"``.
+        open_end: the last hidden layer has no activation.
     """
 
     def __init__(
-        self, in_dim: int, out_dim: int | None, config: NetworkConfig, output_gain: float = 1.0
-    ) -> None:
+        self, in_dim: int, out_dim: int | None, config: NetworkConfig, output_gain: float = 1.0,
+        open_end: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.plain = len(config.hidden)  # that many layers come before the blocks
-        self.activation = config.activation
         self.widths = config.widths
+        self.activations: list[str | None] = [config.activation] * len(self.widths)
+        if open_end:
+            self.activations[-1] = None
         widths = [in_dim, *config.widths]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.LayerNorm(b) for b in config.widths) if config.layer_norm else None
@@ -157,14 +158,14 @@ class Stack(LayerModule):
         masks = iter(masks)
         norms = itertools.repeat(None) if self.norms is None else self.norms._modules.values()
         layers = []
-        for linear, norm in zip(
-            self.hidden._modules.values(), norms, strict=False
+        for linear, norm, activation in zip(
+            self.hidden._modules.values(), norms, self.activations, strict=False
         ):  # called often: no __getattr__
             assert linear is not None
             weight, bias = linear._parameters.values()
             assert weight is not None
             gamma, beta = (None, None) if norm is None else norm._parameters.values()
-            layers.append(Layer(weight, bias, gamma, beta, self.activation, next(masks, None)))
+            layers.append(Layer(weight, bias, gamma, beta, activation, next(masks, None)))
         return layers if self.output is None else [*layers, self.end()]
 
     def end(self) -> Layer:
@@ -234,21 +235,6 @@ def require_code(name: str, spec: Spec) -> None:
         spec.code > 0, "agent.task_input", "none",
         f"one_hot or embedding for the network {name}, which reads the task's code",
     )  # fmt: skip
-
-
-def each(stacks: Iterable[nn.Module], x: Tensor, masks: Iterable[Tensor] = (), own: bool = False) -> Tensor:
-    """K stacks next to each other, experts or critics: ``[K, ..., out]``; one operation where they are alike.
-
-    Args:
-        x: what all of them read, or with ``own`` each its own: ``[K, ..., in]``.
-    """
-    masks, found = iter(masks), [stack for stack in stacks if isinstance(stack, Stack)]
-    first = found[0]
-    if any((s.in_dim, s.out_dim, s.widths) != (first.in_dim, first.out_dim, first.widths) for s in found) or (
-        first.plain < len(first.widths)  # residual blocks
-    ):
-        return torch.stack([stack(x[k] if own else x, masks) for k, stack in enumerate(found)])
-    return first.run.each(x, [stack.layers(masks) for stack in found], own)
 
 
 def mixture(shares: Tensor, parts: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from mtrl.networks.base import (
     Network,
     Spec,
     Stack,
-    each,
     hidden,
     mixture,
     require_code,
     require_count,
     require_widths,
 )
+from mtrl.networks.together import each
 
 
 class CARE(Network):

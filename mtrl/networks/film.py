@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from mtrl.layers import ACTIVATIONS
-from mtrl.networks.base import Network, Spec, Stack, require_plain_layers
+from mtrl.networks.base import Network, Spec, Stack, hidden, linear, require_plain_layers
 
 
 class FiLM(Network):
@@ -26,15 +27,19 @@ class FiLM(Network):
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
         require_plain_layers("film", spec.config)
-        self.stack = Stack(spec.inputs, spec.outputs, spec.config, spec.output_gain)
-        self.scales = nn.ParameterList(nn.Parameter(torch.ones(width)) for width in self.stack.widths)
-        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(width)) for width in self.stack.widths)
+        widths = spec.config.hidden
+        self.activation = ACTIVATIONS[spec.config.activation]
+        self.layers = nn.ModuleList(
+            Stack(before, None, hidden(spec.config, (width,)), open_end=True)
+            for before, width in itertools.pairwise((spec.inputs, *widths))
+        )
+        self.output = linear(widths[-1], spec.outputs, spec.config, spec.output_gain)
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(width)) for width in widths)
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(width)) for width in widths)
 
     def forward(self, x: Tensor, task: Tensor, masks: Iterable[Tensor] = ()) -> Tensor:
-        stack = self.stack
-        *layers, output = stack.layers(masks)
-        for layer, scale, shift in zip(layers, self.scales, self.shifts, strict=True):
-            x = stack.run(x, [layer._replace(activation=None)])
-            x = torch.addcmul(shift.unsqueeze(-2), scale.unsqueeze(-2), x)
-            x = ACTIVATIONS[stack.activation](x)
-        return stack.run(x, [output])
+        masks = iter(masks)
+        for layer, scale, shift in zip(self.layers, self.scales, self.shifts, strict=True):
+            x = torch.addcmul(shift.unsqueeze(-2), scale.unsqueeze(-2), layer(x, masks))
+            x = self.activation(x)
+        return self.output(x)  # type: ignore[no-any-return]

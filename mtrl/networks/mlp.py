@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable
 
 from torch import Tensor
 
-from mtrl.networks.base import Masks, Network, Spec, Stack, each
+from mtrl.networks.base import Network, Spec, Stack
 
 
 class MLP(Network):
@@ -20,10 +19,6 @@ class MLP(Network):
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
         self.stack = Stack(spec.inputs, spec.outputs, spec.config, spec.output_gain)
-
-    @classmethod
-    def together(cls, networks: Sequence[Network], x: Tensor, task: Tensor, masks: Sequence[Masks]) -> Tensor:
-        return each([network.stack for network in networks], x, chain(*masks))  # type: ignore[misc]
 
     def forward(self, x: Tensor, task: Tensor, masks: Iterable[Tensor] = ()) -> Tensor:
         return self.stack(x, masks)  # type: ignore[no-any-return]

@@ -10,13 +10,13 @@ from mtrl.networks.base import (
     Network,
     Spec,
     Stack,
-    each,
     hidden,
     linear,
     mixture,
     require_count,
     require_widths,
 )
+from mtrl.networks.together import each
 
 
 class MMoE(Network):

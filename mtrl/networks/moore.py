@@ -11,13 +11,13 @@ from mtrl.networks.base import (
     Network,
     Spec,
     Stack,
-    each,
     hidden,
     mixture,
     require_count,
     require_plain_layers,
     require_widths,
 )
+from mtrl.networks.together import each
 
 
 class MOORE(Network):

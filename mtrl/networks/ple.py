@@ -13,7 +13,6 @@ from mtrl.networks.base import (
     Network,
     Spec,
     Stack,
-    each,
     hidden,
     linear,
     mixture,
@@ -22,6 +21,7 @@ from mtrl.networks.base import (
     require_plain_layers,
     require_widths,
 )
+from mtrl.networks.together import each
 
 
 class PLE(Network):

@@ -12,7 +12,6 @@ from mtrl.networks.base import (
     Network,
     Spec,
     Stack,
-    each,
     hidden,
     linear,
     mixture,
@@ -21,6 +20,7 @@ from mtrl.networks.base import (
     require_count,
     require_plain_layers,
 )
+from mtrl.networks.together import each
 
 
 class SoftModules(Network):

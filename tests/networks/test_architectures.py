@@ -26,6 +26,7 @@ from mtrl.networks import (
     make_network,
 )
 from mtrl.networks.moore import orthonormal
+from mtrl.networks.together import Together
 from mtrl.optimizers import make_optimizer
 from mtrl.policy import load_policy
 from mtrl.sac import actor_loss, critic_loss, td_target
@@ -76,6 +77,10 @@ def double(x: Any) -> Any:
     return type(x)(*map(double, x)) if hasattr(x, "_fields") else tuple(map(double, x))
 
 
+def single(x: Any) -> Any:
+    return tree_map(lambda leaf: leaf.float() if isinstance(leaf, Tensor) else leaf, x)
+
+
 def problem(agent: Any, batch: Any, part: str) -> tuple[Any, Parameters, tuple[Any, ...]]:
     """A loss, its parameters and inputs, in float64."""
     generator = torch.Generator().manual_seed(1)
@@ -99,16 +104,18 @@ def problem(agent: Any, batch: Any, part: str) -> tuple[Any, Parameters, tuple[A
     return partial(actor_loss, nets=agent.nets), double(agent.actor), (critic.detach(), *others)
 
 
-@pytest.mark.parametrize("kernels", ["torch", "onednn"])
+@pytest.mark.parametrize(("kernels", "dropout"), [("torch", 0.3), ("torch", 0.0), ("onednn", 0.3)])
 @pytest.mark.parametrize("method", ["unitary", "pcgrad", "graddrop"])
 @pytest.mark.parametrize("part", ["critic", "actor"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_each_networks_gradient_is_that_of_t_backward_passes_on_every_path(
-    make, make_batch, name, part, method, kernels
+    make, make_batch, name, part, method, kernels, dropout
 ):
     batch = make_batch(T, B)
-    loss, params, inputs = problem(make(name), batch, part)
-    fast = make(name, kernels=kernels)
+    loss, params, inputs = problem(make(name, part={"dropout": dropout}), batch, part)
+    fast = make(
+        name, kernels=kernels, part={"dropout": dropout}
+    )  # without, an ensemble is called as one network
     ways = [(loss, PLAIN), (problem(fast, batch, part)[0], fast.path)]
     assert fast.path is (PLAIN if name == OWN else FACTORED)
     expected = multitask_gradient(make_optimizer(method, T, seed=3), loss, params, *inputs, path=BY_LOOP)
@@ -123,8 +130,28 @@ def test_each_networks_gradient_is_that_of_t_backward_passes_on_every_path(
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_three_steps_on_the_fast_path_are_three_steps_of_plain_torch(make, make_batch, name):
-    plain, fast = (make(name, kernels=kernels, optimizer="pcgrad") for kernels in ("plain", "torch"))
+def test_in_bfloat16_the_fast_paths_gradient_points_where_plain_float32_does(make, make_batch, name):
+    batch = make_batch(T, B)
+    for part in ("critic", "actor"):
+        found = []
+        for kernels, precision in (("plain", "fp32"), ("onednn", "bf16")):
+            agent = make(name, kernels=kernels, precision=precision, part={"dropout": 0.0})
+            loss, params, inputs = problem(agent, batch, part)
+            params, inputs = tree_map(lambda p: p.detach().float().requires_grad_(), params), single(inputs)
+            gradient = multitask_gradient(
+                make_optimizer("pcgrad", T, seed=3), loss, params, *inputs, path=agent.path
+            )
+            found.append(torch.cat([g.flatten() for part in gradient.params for g in part.values()]))
+        assert torch.cosine_similarity(*found, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("dropout", [0.3, 0.0])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_three_steps_on_the_fast_path_are_three_steps_of_plain_torch(make, make_batch, name, dropout):
+    part = {"dropout": dropout}
+    plain, fast = (
+        make(name, kernels=kernels, optimizer="pcgrad", part=part) for kernels in ("plain", "torch")
+    )
     for step in range(3):
         noise = plain.draw_noise(B)
         for agent in (plain, fast):
@@ -320,14 +347,15 @@ def test_ple_is_its_formula_by_hand():
 
 def test_film_starts_as_an_mlp_and_scales_channels_before_the_activation():
     film = built("film")
-    mlp = copied(built("mlp"), {"stack": "stack"}, film)
+    parts = {f"stack.{part}.{i}": f"layers.{i}.{part}.0" for part in ("hidden", "norms") for i in range(2)}
+    mlp = copied(built("mlp"), {**parts, "stack.output": "output.output"}, film)
     torch.testing.assert_close(film(X, CODE), mlp(X, CODE))
     with torch.no_grad():
         film.scales[0].fill_(0.0)
         film.shifts[0].fill_(-1.0)  # relu makes 0 of all channels
-    stack = film.stack
-    h = torch.nn.functional.layer_norm(stack.hidden[1].bias, (7,), stack.norms[1].weight, stack.norms[1].bias)
-    torch.testing.assert_close(film(X, CODE), stack.output(h.relu()).expand(B, 2))
+    last = film.layers[1]
+    h = torch.nn.functional.layer_norm(last.hidden[0].bias, (7,), last.norms[0].weight, last.norms[0].bias)
+    torch.testing.assert_close(film(X, CODE), film.output(h.relu()).expand(B, 2))
 
 
 def test_soft_modules_with_one_module_are_a_chain():
@@ -512,3 +540,12 @@ def test_what_a_network_says_of_itself_is_complete():
         assert info.paper
         assert info.formula
         assert "\n" not in info.formula
+
+
+def test_what_differs_between_the_networks_of_an_ensemble_is_refused_by_name():
+    one, other = built("mmoe"), built("mmoe")
+    one.depth, other.depth = 1, 2
+    both = Together([one, other])
+    assert torch.equal(both(X[None], CODE[None])[1], other(X, CODE))
+    with pytest.raises(TypeError, match=r"MMoE\.depth differs between networks of an ensemble"):
+        both.depth  # noqa: B018
