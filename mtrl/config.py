@@ -371,7 +371,8 @@ class TrainConfig:
             ``protocol.goal_seed`` is set) goals.
         total_steps_per_task: environment steps of each task.
         run_dir: where to write; None is ``runs/<suite>/<label>/seed<seed>``.
-        label: the run's name in that path; None is the optimizer's name, and the network's where it is not
+        label: the run's name in that path; a config's gets the name of another optimizer or network that the
+            command line names (``mt10_fast-pcgrad``); None is the optimizer's name, and the network's where it is not
             ``mlp``: ``unitary-mmoe``, ``unitary-actor_mmoe``; a colon in a name becomes a dot.
         device: ``cpu``, ``cuda`` or ``auto``.
         threads: of the learner; ``auto`` is the cores this process may use.

@@ -40,7 +40,7 @@ class Learner:
         for parameter, gradient in zip(weights.tensors(), self.gradient.tensors(), strict=True):
             parameter.requires_grad_().grad = gradient
         # Adam sees a buffer's part as one parameter: a step is one call
-        self.steps: list[Tensor] = []
+        self.steps: list[Tensor] = []  # of each part, all equal
         groups = []
         for part, decay in zip(
             weights.parts, (0.0 if config is None else config.weight_decay, 0.0), strict=True
@@ -94,7 +94,7 @@ class Learner:
         return {
             "parameters": self.parameters._asdict(),
             "moments": {key: moment.parameters._asdict() for key, moment in self.moments.items()},
-            "steps": self.steps,
+            "step": self.steps[0],
             "method": self.method.state_dict(),
         }
 
@@ -103,8 +103,8 @@ class Learner:
         self.weights.load(state["parameters"])
         for key, moment in self.moments.items():
             moment.load(state["moments"][key])
-        for step, saved in zip(self.steps, state["steps"], strict=True):
-            step.copy_(saved)
+        for step in self.steps:
+            step.copy_(state["step"])
         self.method.load_state_dict(state["method"])
 
 

@@ -141,6 +141,14 @@ def temperature_loss(
     return -x * (log_prob + target_entropy), log_prob
 
 
+def require_network(method: MultiTaskOptimizer, name: str, apply_to: str) -> None:
+    """Raise ConfigError if a method of the critic alone is applied to the actor alone: nobody would use it."""
+    if method.critic_only and apply_to == "actor":
+        raise ConfigError(
+            f"optimizer.apply_to: 'actor' is not valid; {name} needs positive losses: both or critic"
+        )
+
+
 class MTSAC:
     """The agent: networks, temperatures, reward scale, and one update of them all.
 
@@ -158,7 +166,7 @@ class MTSAC:
 
     Raises:
         OptimizerError: unknown optimizer or option.
-        ConfigError: a target entropy that no policy can have.
+        ConfigError: a target entropy that no policy can have, or an optimizer that is left without a network.
     """
 
     def __init__(
@@ -202,6 +210,9 @@ class MTSAC:
         log_alpha = {"log_alpha": torch.full((1,) if shared else (T, 1), initial, device=device).log()}
         temperature = Parameters(log_alpha, {}) if shared else Parameters({}, log_alpha)
 
+        whole = make_optimizer(optimizer, num_tasks=T, **(options or {}))
+        require_network(whole, optimizer, apply_to)
+
         def method(name: str, network: str) -> MultiTaskOptimizer:
             chosen = (options or {}) if name == optimizer else {}
             return make_optimizer(name, num_tasks=T, seed=stream(seed, f"{network} method"), **chosen)
@@ -209,8 +220,7 @@ class MTSAC:
         def name_for(network: str) -> str:
             if apply_to not in ("both", network):
                 return "unitary"
-            needs_positive_losses = make_optimizer(optimizer, num_tasks=T, **(options or {})).critic_only
-            return "unitary" if needs_positive_losses and network != "critic" else optimizer
+            return "unitary" if whole.critic_only and network != "critic" else optimizer
 
         # one shared temperature is all that there is to combine
         combine = config.temperature.combine and config.temperature.shared and apply_to == "both"

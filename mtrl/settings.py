@@ -473,6 +473,7 @@ def parse_train(arguments: Sequence[str]) -> Request:
     files: dict[str, Any] = {}
     own: dict[str, Any] = {}
     preset: Mapping[str, Any] = {}
+    labelled: dict[str, Any] = {}  # the config that gives the label
     resume: Path | None = None
     flags = {"allow_changes": False, "print_config": False}
     remaining = iter(arguments)
@@ -496,7 +497,9 @@ def parse_train(arguments: Sequence[str]) -> Request:
                 _missing(key)
             value = given
         if key == "config":
-            files = laid_over(files, load_config(find_config(value))) if value else _missing(key)
+            content = load_config(find_config(value)) if value else _missing(key)
+            files = laid_over(files, content)
+            labelled = content if "label" in content else labelled
         elif key == "import":
             registry.trust(value)
         elif key == "resume":
@@ -505,6 +508,7 @@ def parse_train(arguments: Sequence[str]) -> Request:
                 raise ConfigError(f"resume: {shown(value)} is no run's folder (it has no config.yaml)")
             files = merged(files, load_config(resume / "config.yaml"))
             own = merged(own, {"run_dir": str(resume)})
+            labelled = {}
         elif key == "protocol.preset":
             preset = preset_fields(value)
         else:
@@ -514,6 +518,8 @@ def parse_train(arguments: Sequence[str]) -> Request:
                 registry.trust(value.partition(":")[0])  # who types a module's name knows its code
     settings = laid_over(merged(files, {"protocol": dict(preset)} if preset else {}), own)
     check_keys(settings)
+    if "label" not in own and isinstance(labelled.get("label"), str):
+        settings["label"] = label_of(labelled, settings)
     suite = dict(flat_items(settings)).get("protocol.suite")
     if isinstance(suite, str) and ":" in suite:
         try:
@@ -532,6 +538,34 @@ def parse_train(arguments: Sequence[str]) -> Request:
     )
     command = shlex.join(["mtrl", "train", *arguments])
     return Request(config, protocol, text, command, resume, **flags)
+
+
+def label_of(labelled: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """A config's label, and what the settings name instead of its optimizer and networks: ``mt10_fast-pcgrad``."""
+    (method, *networks), (other, *others) = kinds(labelled), kinds(settings)
+    words = [other] if other != method else []
+    if networks != others:
+        words += network_words(*others) or ["mlp"]
+    label: str = labelled["label"]
+    return f"{label}-{label_from(words)}" if words else label
+
+
+def kinds(settings: Mapping[str, Any]) -> list[str]:
+    """Names of the optimizer, the actor's network and the critics'."""
+    flat, default = dict(flat_items(settings)), TrainConfig()
+    network = flat.get("agent.network.name", default.agent.network.name)
+    found = [flat.get(f"agent.{part}.network.name") or network for part in ("actor", "critic")]
+    return [str(name) for name in (flat.get("optimizer.name", default.optimizer.name), *found)]
+
+
+def network_words(actor: str, critic: str) -> list[str]:
+    """What a label says of the networks: nothing of mlp."""
+    words = [actor] if actor == critic else [f"actor_{actor}", f"critic_{critic}"]
+    return [word for word in words if word not in ("mlp", "actor_mlp", "critic_mlp")]
+
+
+def label_from(words: Sequence[str]) -> str:
+    return "-".join(words).replace(":", ".")
 
 
 def _missing(key: str) -> NoReturn:

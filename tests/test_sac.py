@@ -16,7 +16,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch.distributions import Normal
 
-from mtrl.config import ActorConfig, CriticConfig, NetworkConfig
+from mtrl.cli import main
+from mtrl.config import ActorConfig, ConfigError, CriticConfig, NetworkConfig
 from mtrl.gradients import PLAIN, multitask_gradient
 from mtrl.learner import Learner
 from mtrl.networks import Actor, Critic, Parameters, call, squashed_sample
@@ -713,3 +714,32 @@ def test_a_state_saved_with_other_strides_goes_on_as_the_agent_does(make_agent, 
     other.update(batch, noise)
     for (name, ours), (_, theirs) in zip(one.critic.tensors(), other.critic.tensors(), strict=True):
         assert ours.equal(theirs), name
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "apply_to", "expected"),
+    [
+        ("pcgrad", "both", ("PCGrad", "PCGrad")), ("pcgrad", "critic", ("PCGrad", "Unitary")),
+        ("pcgrad", "actor", ("Unitary", "PCGrad")), ("famo", "both", ("FAMO", "Unitary")),
+    ],
+)  # fmt: skip
+def test_a_method_acts_on_the_networks_it_is_applied_to(optimizer, apply_to, expected):
+    agent = MTSAC(3, 2, ("a", "b"), optimizer=optimizer, apply_to=apply_to)
+    assert tuple(type(agent.learners[name].method).__name__ for name in ("critic", "actor")) == expected
+
+
+def test_a_method_that_nobody_would_use_is_refused(capsys):
+    with pytest.raises(
+        ConfigError, match=r"optimizer\.apply_to: 'actor' is not valid; famo needs positive losses"
+    ):
+        MTSAC(3, 2, ("a", "b"), optimizer="famo", apply_to="actor")
+    assert main(["train", "--config=point", "--optimizer.name=famo", "--optimizer.apply_to=actor"]) == 2
+    assert "optimizer.apply_to: 'actor' is not valid" in capsys.readouterr().err
+
+
+def test_adams_count_of_steps_serves_another_choice_of_what_decays(make_agent, make_batch):
+    agent = make_agent(critic={"weight_decay": 1e-3})
+    agent.update(make_batch())
+    other = make_agent(critic={"weight_decay": 1e-3, "decay_on": "as_published"})
+    other.load_state_dict(agent.state_dict())
+    assert [float(step) for step in other.learners["critic"].steps] == [1.0]

@@ -1,6 +1,6 @@
 """``mtrl bench``: the speed of this machine and suite as ratios.
 
-Without anything behind it every ratio is measured, environments and a run's memory included; ``optimizers`` tells
+Without an argument every ratio is measured, environments and a run's memory included; ``optimizers`` tells
 instead what each multi-task optimizer costs. ``--tune`` looks for the fastest settings.
 """
 

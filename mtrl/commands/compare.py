@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
 def parse(arguments: list[str]) -> Any:
     parser = Parser(prog="mtrl compare", description=__doc__)
     add = parser.add_argument
-    add("runs", nargs="+", type=str, help="run folders (those beside each other are seeds of one arm), folders of "
+    add("runs", nargs="+", type=str, help="run folders (those in one folder are seeds of one arm), folders of "
         "runs, tables of `mtrl export`")  # fmt: skip
     add(
         "--reference",
@@ -73,7 +73,7 @@ def parse(arguments: list[str]) -> Any:
     )
     add("--margin", type=float, default=MARGIN, help="a difference that does not matter, fixed beforehand")
     add("--names", type=str, help="order and names of arms: unitary=Unitary,pcgrad=PCGrad")
-    add("--baseline", type=str, action="append", default=[], help="others' results beside them: brc, …")
+    add("--baseline", type=str, action="append", default=[], help="others' results as well: brc, …")
     add("--json", type=str, help="write the statistics to this file, or - for standard output")
     add("--csv", type=str, help="the same as a flat table")
     add("--latex", type=str, help="a table for a paper (with booktabs)")
@@ -107,7 +107,7 @@ def size_of(text: str | None) -> tuple[float, float] | None:
 
 
 def in_order(groups: Groups, text: str | None) -> tuple[Groups, dict[str, str]]:
-    """The arms in the order and under the names that ``--names`` gives, the others behind them.
+    """The arms in the order and under the names that ``--names`` gives, the others after them.
 
     Raises:
         ConfigError: an arm that there is not, or two of one name.
@@ -230,7 +230,7 @@ def acting_table(summary: Mapping[str, Any]) -> Any:
     table = make_table(
         "arm", "network", "cosine", "norm ratio", "unchanged", "pairs in conflict", "measured updates",
         "solver fallbacks",
-        title="what the method did: the applied direction beside the mean gradient",
+        title="what the method did: the applied direction and the mean gradient",
         caption="unchanged: share of the measured updates whose direction is the mean's, as far as bf16 tells. "
         "Fallbacks: in all updates, added over seeds; – where a method solves nothing, or its solver is a library's",
     )  # fmt: skip

@@ -113,7 +113,7 @@ def shown(value: object) -> str:
 
 
 def sizes(config: str) -> None:
-    """The config beside those that have it as their base and name a network."""
+    """The config, and those that have it as their base and name a network."""
     from mtrl.bench.sizes import size_of
     from mtrl.settings import find_config, parse_train
 

@@ -1,7 +1,7 @@
 """``mtrl sweep``: the runs of an experiment's file, on this machine, in a job array, or on a Ray cluster.
 
 A run is one ``mtrl train`` process in <runs>/<experiment>/<arm>/seed<n>; what is done is left alone, and the same
-command goes on with the rest. Its output is in log_seed<n>.txt beside that folder. Exit codes: 0 all done,
+command goes on with the rest. Its output is in log_seed<n>.txt next to that folder. Exit codes: 0 all done,
 4 interrupted, 1 a run failed or was refused, 3 a run diverged and the others are done.
 """
 

@@ -20,8 +20,17 @@ from mtrl.run.folder import RunFolder, describe_run
 from mtrl.run.outputs import report
 from mtrl.run.session import INTERRUPTED, Session
 from mtrl.run.signals import Signals
-from mtrl.sac import MTSAC
-from mtrl.settings import Request, changed_settings, explained, parse_train, read_settings, settle
+from mtrl.sac import MTSAC, require_network
+from mtrl.settings import (
+    Request,
+    changed_settings,
+    explained,
+    label_from,
+    network_words,
+    parse_train,
+    read_settings,
+    settle,
+)
 from mtrl.train import Trainer
 
 
@@ -130,11 +139,12 @@ def check_optimizer(config: OptimizerConfig, num_tasks: int) -> None:
         ConfigError: with the whole key.
     """
     try:
-        make_optimizer(config.name, num_tasks, **config.options)
+        method = make_optimizer(config.name, num_tasks, **config.options)
     except OptimizerError as error:
         words = str(error).replace("'", " ").split()
         key = next((f"options.{option}" for option in config.options if option in words), "name")
         raise ConfigError(f"optimizer.{key}: {error}") from None
+    require_network(method, config.name, config.apply_to)
 
 
 def check_resumable(run: RunFolder, request: Request) -> list[str]:
@@ -255,10 +265,8 @@ def folder_of(request: Request) -> Path:
 def default_label(config: TrainConfig) -> str:
     """Optimizer, and the network where it is not mlp: ``unitary``, ``unitary-mmoe``, ``unitary-actor_mmoe``."""
     agent = config.agent
-    actor, critic = (str(agent.architecture(part).name) for part in (agent.actor, agent.critic))
-    parts = [actor] if actor == critic else [f"actor_{actor}", f"critic_{critic}"]
-    named = [part for part in parts if part not in ("mlp", "actor_mlp", "critic_mlp")]
-    return "-".join([config.optimizer.name, *named]).replace(":", ".")
+    networks = (str(agent.architecture(part).name) for part in (agent.actor, agent.critic))
+    return label_from([config.optimizer.name, *network_words(*networks)])
 
 
 def choose_device(name: str) -> torch.device:

@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--task", type=str, nargs="+", help="tasks to show; default: all, in a grid")
     parser.add_argument("--episodes", type=int, default=1, help="per task, each from another goal")
     parser.add_argument(
-        "--out", type=str, help=".mp4, .gif, or .png for the end alone; default: video.mp4 beside the policy"
+        "--out", type=str, help=".mp4, .gif, or .png for the end alone; default: video.mp4 next to the policy"
     )
     parser.add_argument("--tile", type=int, default=TILE, help="pixels of a tile's side; even")
     parser.add_argument(

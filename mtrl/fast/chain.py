@@ -176,11 +176,15 @@ def alike(stacks: Sequence[Sequence[Layer]]) -> bool:
     """Whether stacks of the same widths can be the groups of one chain."""
     first, *others = stacks
     same = all(
-        layer.activation == one.activation and layer.mask is None
+        layer.activation == one.activation and layer.mask is None and shapes(layer) == shapes(one)
         for stack in others
         for layer, one in zip(stack, first, strict=True)
     )
     return same and all(map(fits, first)) and len({layer.weight.dim() for layer in first}) == 1
+
+
+def shapes(layer: Layer) -> list[torch.Size | None]:
+    return [None if tensor is None else tensor.shape for tensor in layer[:4]]
 
 
 class How(NamedTuple):

@@ -71,7 +71,8 @@ def norm_backward(
     if not compiled:
         return _eager_backward(d, shifted(x, bias, gamma), x.dtype, after, mean, rstd, gamma, tasks, wanted)
     groups, rows, n = x.shape
-    d, dx = d.contiguous(), torch.empty_like(x)
+    d, x = d.contiguous(), x.contiguous()
+    dx = torch.empty_like(x)
     sums = gamma.new_empty(groups if wanted else 0, tasks, 3, n)
     from mtrl.fast.compiled import BACKWARD
 

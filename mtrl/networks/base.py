@@ -66,9 +66,9 @@ class Network(LayerModule):
     """Names of the attributes that only training needs; a policy file leaves them out."""
     all_at_once: ClassVar[bool] = False
     """Whether it may be called with all tasks at once."""
-    side_by_side: ClassVar[bool] = True
-    """Whether, where that is so, N of them may be called as one (:class:`mtrl.networks.together.Together`): its forward
-    pass reads nothing of a :class:`Stack` and computes no weight of a layer."""
+    side_by_side: ClassVar[bool] = False
+    """Whether, where that is so, N of them may be called as one (:class:`mtrl.networks.together.Together`): its text
+    reads nothing of a :class:`Stack`, computes no weight of a layer, and says no ``super()`` beyond the constructor."""
     code_in_input: ClassVar[bool] = True
     """Whether the task's code is appended to ``x``."""
     auxiliary_weight: float = 0.0

@@ -35,6 +35,7 @@ class CARE(Network):
     paper = "Sodhani et al. 2021, ICML, arXiv 2102.06177"
     formula = "torso([sum_k softmax(a(c))_k f_k(x), c]),  c = g(task)"
     all_at_once = True
+    side_by_side = True
     code_in_input = False
 
     def __init__(

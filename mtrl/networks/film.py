@@ -22,6 +22,7 @@ class FiLM(Network):
     paper = "Perez et al. 2018, AAAI, arXiv 1709.07871"
     formula = "h <- act(scale_t * norm(W h + b) + shift_t), per channel"
     all_at_once = True
+    side_by_side = True
     private_parts = frozenset({"scales", "shifts"})
 
     def __init__(self, spec: Spec) -> None:

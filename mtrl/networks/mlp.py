@@ -15,6 +15,7 @@ class MLP(Network):
     paper = "none: what every other network is compared with"
     formula = "f([x, task])"
     all_at_once = True
+    side_by_side = True
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)

@@ -33,6 +33,7 @@ class MMoE(Network):
     paper = "Ma et al. 2018, KDD"
     formula = "tower_t(sum_i softmax(W_t x)_i f_i(x))"
     all_at_once = True
+    side_by_side = True
     private_parts = frozenset({"gate", "tower"})
 
     def __init__(self, spec: Spec, *, experts: int = 4, tower: tuple[int, ...] = ()) -> None:

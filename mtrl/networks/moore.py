@@ -34,6 +34,7 @@ class MOORE(Network):
     paper = "Hendawy et al. 2024, ICLR, arXiv 2311.11385"
     formula = "head_t(tanh(sum_k w_tk u_k)),  u = Gram-Schmidt(f_1(x), ..., f_K(x))"
     all_at_once = True
+    side_by_side = True
     code_in_input = False
     private_parts = frozenset({"shares", "head"})
 

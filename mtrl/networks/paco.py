@@ -29,7 +29,6 @@ class PaCo(Network):
     paper = "Sun et al. 2022, NeurIPS, arXiv 2210.11653"
     formula = "h <- act(sum_k w_tk (W_k h + b_k))"
     all_at_once = True
-    side_by_side = False
     private_parts = frozenset({"composition"})
 
     def __init__(self, spec: Spec, *, sets: int = 5) -> None:

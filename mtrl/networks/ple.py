@@ -43,6 +43,7 @@ class PLE(Network):
         "tower_t(x_t);  each level x_t <- sum_i softmax(W_t x_t)_i f_i over own f_i(x_t) and shared f_i(x_s)"
     )
     all_at_once = True
+    side_by_side = True
     private_parts = frozenset({"own_experts", "gate", "tower"})
 
     def __init__(

@@ -19,6 +19,7 @@ class SharedBottom(Network):
     paper = "Caruana 1997, Machine Learning 28"
     formula = "tower_t(f([x, task]))"
     all_at_once = True
+    side_by_side = True
     private_parts = frozenset({"tower"})
 
     def __init__(self, spec: Spec, *, tower: tuple[int, ...] = ()) -> None:

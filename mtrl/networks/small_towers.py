@@ -35,6 +35,7 @@ class SmallTowers(Network):
     paper = "Wang et al. 2020, arXiv 2008.05808"
     formula = "loss_t(tower_t(z)) + gamma loss_t(small_t(z)),  z = the base's shared features"
     all_at_once = True
+    side_by_side = True
     private_parts = frozenset({"gate", "tower", "auxiliary"})
     training_parts = frozenset({"auxiliary"})
 

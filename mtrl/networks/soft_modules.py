@@ -37,6 +37,7 @@ class SoftModules(Network):
     paper = "Yang et al. 2020, NeurIPS, arXiv 2003.13661"
     formula = "g_i <- sum_j softmax(p)_ij act(W_j g_j);  p = W_d relu(W_u p_before * f(x) * h(task))"
     all_at_once = True
+    side_by_side = True
     code_in_input = False
 
     def __init__(self, spec: Spec, *, modules: int = 2, embedding: int | None = None) -> None:

@@ -64,7 +64,7 @@ class Together:
         if any(value is not first and value != first for value in values):
             raise TypeError(
                 f"{type(self.parts[0]).__name__}.{name} differs between networks of an ensemble, which are called "
-                "as one; a network that needs it says side_by_side = False"
+                "as one; a network that needs it does not say side_by_side"
             )
         return first
 

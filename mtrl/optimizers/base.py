@@ -269,8 +269,8 @@ class RowMethod(MultiTaskOptimizer):
 def of_present(method: MultiTaskOptimizer, seen: Tensor, present: Tensor | None = None) -> Tensor:
     """What a method makes of a batch from which tasks may be absent: weights ``[T]``, or the gradient ``[P]``.
 
-    The method sees the present tasks only, so its result is at the scale of *their* mean. Absent tasks get 0, and
-    what there is of theirs may be anything, NaN included. Without any task all is 0.
+    The method sees the present tasks only, so its result is at the scale of *their* mean. Absent tasks get 0, whatever
+    ``seen`` has of them, NaN included. Without any task all is 0.
 
     Args:
         seen: losses ``[T]``, Gramian ``[T, T]`` or Jacobian ``[T, P]``, by the method's kind.

@@ -23,8 +23,9 @@ class TorchJDAggregator(RowMethod):
 
     * The Jacobian is divided by its largest norm before and the result multiplied after, since several
       aggregators change behaviour at norms far from 1.
-    * The result is divided by what T identical unit gradients give (T for those that sum, such as GradDrop or
-      PCGrad; 1 + c for CAGrad; 1 for those that average), found once at construction on a copy.
+    * The result is divided by what as many identical unit gradients give (T for those that sum, such as GradDrop or
+      PCGrad; 1 + c for CAGrad; 1 for those that average), found on a copy.
+    * One that keeps something of each pair of tasks (GradVac) begins anew when the number of tasks in a batch changes.
     * Draws, which torchjd takes from torch's global generator, come from the own one; the global one is left
     alone.
 
@@ -42,6 +43,7 @@ class TorchJDAggregator(RowMethod):
 
     def __init__(self, num_tasks: int, *, aggregator: str, seed: int = 0, **options: Any) -> None:
         super().__init__(num_tasks, seed=seed)
+        self.shares: dict[int, float] = {}
         cls = find_aggregator(aggregator)
         known = list(inspect.signature(cls).parameters)
         for option in options:
@@ -50,19 +52,24 @@ class TorchJDAggregator(RowMethod):
                 raise OptimizerError(f"{aggregator} has no option {option!r}: {valid}")
         try:
             self.aggregator = cls(**options)
-            fresh = copy.deepcopy(self.aggregator)
-            self.share = float(self._aggregate(torch.ones(num_tasks, 1)))
+            self.fresh = copy.deepcopy(self.aggregator)
+            share = self.share(num_tasks)
         except (TypeError, ValueError, RuntimeError, ImportError) as error:
             raise OptimizerError(f"{aggregator}: {' '.join(str(error).split())}") from None
-        if not self.share > 0:
-            raise OptimizerError(f"{aggregator} turns {num_tasks} gradients of 1 into {self.share}")
-        self.aggregator = fresh
-        self.generator.manual_seed(seed)
+        if not share > 0:
+            raise OptimizerError(f"{aggregator} turns {num_tasks} gradients of 1 into {share}")
 
     def combine_rows(self, jacobian: Tensor) -> Tensor:
         norm = jacobian.norm(dim=1).max()
         norm = torch.where(norm > 0, norm, torch.ones_like(norm))
-        return self._aggregate(jacobian / norm) * (norm / self.share)
+        result = aggregate(self.aggregator, jacobian / norm, self.draw_seed())
+        return result * (norm / self.share(len(jacobian)))
+
+    def share(self, tasks: int) -> float:
+        """What the aggregator makes of so many gradients of 1."""
+        if tasks not in self.shares:
+            self.shares[tasks] = float(aggregate(copy.deepcopy(self.fresh), torch.ones(tasks, 1), 0))
+        return self.shares[tasks]
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "aggregator": _state_of(self.aggregator)}
@@ -76,13 +83,14 @@ class TorchJDAggregator(RowMethod):
         modules = dict(self.aggregator.named_modules())
         for key, value in values.items():
             path, name = key.rsplit("/", 1)
-            setattr(modules[path], name, value.clone() if isinstance(value, Tensor) else value)
+            setattr(modules[path], name, value.clone() if isinstance(value, Tensor) else restored(value))
 
-    def _aggregate(self, jacobian: Tensor) -> Tensor:
-        with torch.random.fork_rng(devices=[jacobian.device] if jacobian.is_cuda else []):
-            torch.manual_seed(self.draw_seed())
-            result: Tensor = self.aggregator(jacobian)
-        return result.detach()
+
+def aggregate(aggregator: Any, jacobian: Tensor, seed: int) -> Tensor:
+    with torch.random.fork_rng(devices=[jacobian.device] if jacobian.is_cuda else []):
+        torch.manual_seed(seed)
+        result: Tensor = aggregator(jacobian)
+    return result.detach()
 
 
 def find_aggregator(name: str) -> Any:
@@ -113,5 +121,19 @@ def _state_of(aggregator: Any) -> dict[str, Any]:
             if name not in vars(torch.nn.Module()) and (
                 value is None or isinstance(value, Tensor | bool | int | float | str | tuple)
             ):
-                state[f"{path}/{name}"] = value.clone() if isinstance(value, Tensor) else value
+                state[f"{path}/{name}"] = value.clone() if isinstance(value, Tensor) else stored(value)
     return state
+
+
+def stored(value: Any) -> Any:
+    """A value as a checkpoint can hold it: tuples and dtypes by name."""
+    if isinstance(value, tuple):
+        return {"tuple": [stored(item) for item in value]}
+    return {"dtype": str(value).removeprefix("torch.")} if isinstance(value, torch.dtype) else value
+
+
+def restored(value: Any) -> Any:
+    """What :func:`stored` was given."""
+    if isinstance(value, dict) and "tuple" in value:
+        return tuple(restored(item) for item in value["tuple"])
+    return getattr(torch, value["dtype"]) if isinstance(value, dict) else value

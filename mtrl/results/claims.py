@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,16 @@ import numpy as np
 from scipy.stats import binom
 
 from mtrl.config import ConfigError
-from mtrl.results.compare import STATISTICS, by_number, read_curves, statistics
+from mtrl.results.compare import STATISTICS, by_number, difference, read_curves, shared_steps, statistics
 from mtrl.results.reading import Curve, read_json
 from mtrl.results.statistics import (
     ALPHA,
     FEWEST,
     Difference,
     holm,
-    paired_difference,
     power_equivalence,
     power_non_superiority,
     seeds_needed,
-    welch_difference,
 )
 from mtrl.settings import CLAIMS, read_settings, shipped
 
@@ -124,11 +122,20 @@ def read_claim(path: Path) -> Claim:
 
 
 def read_arms(paths: Sequence[str]) -> dict[str, list[Curve]]:
-    """Runs by ``experiment/arm``: the last two folders above ``seed<n>``."""
+    """Runs by ``experiment/arm``: the last two folders above ``seed<n>``.
+
+    Raises:
+        ConfigError: an arm has two runs of one seed.
+    """
     curves, _ = read_curves(paths)
     arms: dict[str, list[Curve]] = {}
     for curve in sorted(curves, key=lambda curve: by_number(curve.path)):
-        arms.setdefault("/".join(curve.folder.parts[-2:]), []).append(curve)
+        name = "/".join(curve.folder.parts[-2:])
+        arm = arms.setdefault(name, [])
+        twin = next((c.path for c in arm if c.seed is not None and c.seed == curve.seed), None)
+        if twin is not None:
+            raise ConfigError(f"claims: {name} has seed {curve.seed} twice: {twin} and {curve.path}")
+        arm.append(curve)
     return arms
 
 
@@ -193,10 +200,10 @@ def complete(claim: Claim, arms: Arms) -> dict[str, list[Curve]]:
             if curve.failed or (curve.status.startswith("DONE") and curve.last_step >= claim.steps_per_task)
         ] for name in arms if name in wanted
     }  # fmt: skip
-    lasting = [curve.steps for curves in own.values() for curve in curves if not curve.failed]
-    if not lasting:
+    there = [curve for curves in own.values() for curve in curves]
+    if all(curve.failed for curve in there):
         return {}
-    shared = reduce(np.intersect1d, lasting)
+    shared = shared_steps(there)
     shared = shared[shared <= claim.steps_per_task]
     if not len(shared) or shared[-1] < claim.steps_per_task:
         raise ConfigError(
@@ -205,20 +212,11 @@ def complete(claim: Claim, arms: Arms) -> dict[str, list[Curve]]:
     return {name: [curve.at(shared) for curve in curves] for name, curves in own.items() if curves}
 
 
-def scores(curves: Sequence[Curve], metric: str) -> dict[int | None, float]:
-    """A claim's metric by seed; of a loss the logarithm, NaN where none was logged."""
+def score(curve: Curve, metric: str) -> float:
+    """A run's score in a claim's metric; of a loss the logarithm, NaN where none was logged."""
     if metric == LOSS:
-        return {c.seed: math.log(c.critic_loss) if c.critic_loss else math.nan for c in curves}
-    return {curve.seed: statistics(curve)[metric] for curve in curves}
-
-
-def compared(a: Sequence[Curve], b: Sequence[Curve], metric: str) -> Difference:
-    """``a`` minus ``b``, paired by seed wherever they share at least three."""
-    one, two = scores(a, metric), scores(b, metric)
-    shared = [seed for seed in one if seed in two and seed is not None]
-    if len(shared) >= FEWEST:
-        return paired_difference(np.array([one[s] for s in shared]), np.array([two[s] for s in shared]))
-    return welch_difference(np.array([*one.values()]), np.array([*two.values()]))
+        return math.log(curve.critic_loss) if curve.critic_loss else math.nan
+    return statistics(curve)[metric]
 
 
 def unfit(found: Difference, metric: str) -> str | None:
@@ -233,7 +231,9 @@ def unfit(found: Difference, metric: str) -> str | None:
 
 
 def judge_arms(claim: Claim, metric: str, arms: Arms, reference: Sequence[Curve]) -> dict[str, Finding]:
-    differences = {arm: compared(curves, reference, metric) for arm, curves in arms.items()}
+    differences = {
+        arm: difference(curves, reference, partial(score, metric=metric)) for arm, curves in arms.items()
+    }
     above = dict(zip(arms, holm([d.p_above() for d in differences.values()]), strict=True))
     two_sided = [
         None if d.p_above() is None else min(1.0, 2 * min(d.p_above() or 0.0, d.p_below() or 0.0))
@@ -283,7 +283,7 @@ def settled_by(power: Any, found: Difference, margin: float, minutes: float) -> 
 def judge_sign(claim: Claim, curves: Sequence[Curve]) -> Finding:
     """Whether most runs are above a value, or fail, by the sign test: no shape of the scores is assumed."""
     (metric,) = claim.metrics
-    values = np.array([*scores(curves, metric).values()])
+    values = np.array([score(curve, metric) for curve in curves])
     if claim.test == "above":
         hits = values > claim.value + claim.margin
         what = f"above {claim.value + claim.margin:.2f}"
@@ -306,7 +306,7 @@ def judge_control(claim: Claim, arms: Arms) -> Finding:
     better, worse = claim.control["better"], claim.control["worse"]
     if missing := [arm for arm in (better, worse) if arm not in arms]:
         return Finding(NO_DATA, f"no complete run of {' and '.join(missing)}")
-    found = compared(arms[better], arms[worse], metric)
+    found = difference(arms[better], arms[worse], partial(score, metric=metric))
     p = found.p_above()
     numbers = f"{better} minus {worse} {found.mean:+.3f} in {metric} over {found.runs} seeds, p {p_text(p)}"
     return Finding(SUPPORTED if p is not None and p < ALPHA else INCONCLUSIVE, numbers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -163,15 +163,22 @@ def group(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
             raise ConfigError(f"run: {other.path} has other tasks than {first.path}")
     if all(curve.failed for curve in curves):
         raise ConfigError(f"run: all of {len(curves)} runs failed: there is no step to score them at")
-    shared = reduce(np.intersect1d, [curve.steps for curve in curves if not curve.failed])
-    # what a failed run never reached counts as no success; what it skipped before is missing for all
-    shared = np.array(
-        [s for s in shared if all(s in c.steps or (c.failed and s > c.last_step) for c in curves)]
-    )
+    shared = shared_steps(curves)
     if not len(shared):
         paths = ", ".join(str(curve.path) for curve in curves)
         raise ConfigError(f"run: {paths} have no evaluation at the same number of steps per task")
     return {label: [curve.at(shared) for curve in seeds] for label, seeds in by_label(curves).items()}
+
+
+def shared_steps(curves: Sequence[Curve]) -> Array:
+    """The evaluations that all runs have, one of which did not fail.
+
+    What a failed run never reached counts as no success; what it skipped before is missing for all.
+    """
+    shared = reduce(np.intersect1d, [curve.steps for curve in curves if not curve.failed])
+    return np.array(
+        [s for s in shared if all(s in c.steps or (c.failed and s > c.last_step) for c in curves)]
+    )
 
 
 def by_label(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
@@ -234,13 +241,13 @@ def warnings(curves: Sequence[Curve]) -> list[str]:
     return found
 
 
-def difference(a: Sequence[Curve], b: Sequence[Curve], metric: str) -> Difference:
-    """Of two arms' runs in a statistic: paired where at least three seeds are in both, else Welch's."""
-    one, two = ({c.seed: statistics(c)[metric] for c in curves if c.seed is not None} for curves in (a, b))
+def difference(a: Sequence[Curve], b: Sequence[Curve], score: Callable[[Curve], float]) -> Difference:
+    """Of two arms' runs in a score: paired where at least three seeds are in both, else Welch's."""
+    one, two = ({c.seed: score(c) for c in curves if c.seed is not None} for curves in (a, b))
     shared = sorted(one.keys() & two.keys())
     if len(shared) >= FEWEST and len(one) == len(a) and len(two) == len(b):
         return paired_difference(np.array([one[s] for s in shared]), np.array([two[s] for s in shared]))
-    return welch_difference(*(np.array([statistics(c)[metric] for c in curves]) for curves in (a, b)))
+    return welch_difference(*(np.array([score(c) for c in curves]) for curves in (a, b)))
 
 
 def against(a: Sequence[Curve], b: Sequence[Curve], metric: str, margin: float) -> dict[str, Any]:
@@ -249,7 +256,7 @@ def against(a: Sequence[Curve], b: Sequence[Curve], metric: str, margin: float) 
     ``p_better``: above the reference; ``p_not_better``: less than ``margin`` above it; ``p_equivalent``: within
     ``±margin``; powers and needed seeds are for truly equal arms of the found SD.
     """
-    found = difference(a, b, metric)
+    found = difference(a, b, lambda curve: statistics(curve)[metric])
     sure = found.testable and not found.near_end  # near an end everything is equivalent
     powers: dict[str, Any] = {}
     for name, power in (("not_better", power_non_superiority), ("equivalent", power_equivalence)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from mtrl.optimizers import (
     make_optimizer,
     of_present,
 )
+from mtrl.run.checkpoint import pack, unpack
 
 TASKS = 5
 OPTIONS: dict[str, dict[str, Any]] = {"static": {"weights": [5, 4, 3, 2, 1]}, "gradvac": {"beta": 0.3}}
@@ -63,6 +65,27 @@ def test_a_restored_optimizer_continues_identically(name: str) -> None:
     restored = make(name, seed=99)
     restored.load_state_dict(torch.load(file, weights_only=True))
     assert all(torch.equal(update(restored, step), expected[step - 5]) for step in range(5, 10))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_holds_a_methods_state(name: str, tmp_path: Path) -> None:
+    whole = make(name)
+    for step in range(3):
+        update(whole, step)
+    (tmp_path / "state").write_bytes(pack(whole.state_dict()))
+    restored = make(name, seed=99)
+    restored.load_state_dict(unpack(tmp_path / "state"))
+    for step in range(3, 6):
+        assert torch.equal(update(restored, step), update(whole, step))
+
+
+@pytest.mark.parametrize("aggregator", ["PCGrad", "GradDrop", "Sum", "GradVac", "Mean"])
+def test_an_aggregator_of_torchjd_keeps_the_scale_of_the_mean_of_those_present(aggregator: str) -> None:
+    pytest.importorskip("torchjd")
+    gradient = torch.randn(8, generator=torch.Generator().manual_seed(3))
+    present = torch.tensor([True, False, True, True, False])
+    combined = of_present(make(f"torchjd:{aggregator}"), gradient.expand(TASKS, -1), present)
+    assert torch.allclose(combined, gradient, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)

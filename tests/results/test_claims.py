@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mtrl import cli
+from mtrl.config import ConfigError
 from mtrl.results.claims import (
     BENCH,
     CONTRADICTED,
@@ -18,6 +19,7 @@ from mtrl.results.claims import (
     SUPPORTED,
     as_markdown,
     committed_tables,
+    complete,
     judge,
     read_arms,
     read_claims,
@@ -66,6 +68,39 @@ def test_a_method_that_is_equal_supports_a_better_one_contradicts_and_few_noisy_
 def test_at_the_margin_the_claim_is_wrongly_supported_in_5_of_100_draws():
     verdicts = [judge(ONE, grid(seed, pcgrad=0.05)).verdict for seed in range(600)]
     assert np.mean([v == SUPPORTED for v in verdicts]) == pytest.approx(0.05, abs=0.025)
+
+
+def test_runs_without_a_seed_all_count():
+    claim = replace(CLAIMS["C1"], test="fails", arms=[ARMS[1]], reference=None, value=0.3)
+    nameless = {
+        arm: [replace(curve, seed=None, path=Path(f"{arm}/run{curve.seed}")) for curve in curves]
+        for arm, curves in {**grid(), ARMS[1]: runs(ARMS[1], [0.9, 0.9, 0.9, 0.9, 0.1])}.items()
+    }
+    assert judge(claim, nameless).arms[ARMS[1]].numbers.startswith("1 of 5 runs failed, mean 0.740")
+    assert judge(ONE, nameless).arms[ARMS[1]].verdict != NO_DATA
+
+
+def test_what_a_failed_run_skipped_is_missing_for_all_and_what_it_never_reached_is_no_success():
+    arms = grid()
+    (failed, *others) = arms[ARMS[1]]
+    kept = np.array([0, 2])  # at 20,000 and 60,000 of five
+    rows = {
+        name: getattr(failed, name)[kept] for name in ("steps", "minutes", "success", "at_end", "returns")
+    }
+    arms[ARMS[1]] = [replace(failed, status="FAILED: x", **rows), *others]
+    found = complete(ONE, arms)
+    assert {tuple(curve.steps) for curves in found.values() for curve in curves} == {
+        (20_000, 60_000, 80_000, 100_000)
+    }
+    assert found[ARMS[1]][0].success[2:].max() == 0
+
+
+def test_two_runs_of_one_seed_in_an_arm_are_refused(tmp_path):
+    table = Path(__file__).parents[2] / "docs/results/mt10_fast/runs.csv"
+    copy = tmp_path / table.name
+    copy.write_bytes(table.read_bytes())
+    with pytest.raises(ConfigError, match=r"has seed \d+ twice: "):
+        read_arms([str(table), str(copy)])
 
 
 def test_without_a_detected_positive_control_a_claim_is_inconclusive_whatever_its_p_value():
