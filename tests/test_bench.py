@@ -26,6 +26,7 @@ from mtrl.bench.settings import SETTINGS, Setting, agent_config, make_agent, mak
 from mtrl.cli import main
 from mtrl.commands import bench, bench_training
 from mtrl.envs import Protocol
+from mtrl.gradients import BY_LOOP, per_task_gradients_by_loop
 from mtrl.optimizers import OPTIMIZERS
 from mtrl.sac import Noise
 from mtrl.settings import parse_train
@@ -87,6 +88,19 @@ def test_without_a_file_the_report_is_a_table(tiny: None, capsys: pytest.Capture
     table = capsys.readouterr().out
     for key in bars.BARS:
         assert key in table
+
+
+def test_the_loop_of_backward_passes_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def by_loop(*args: object) -> object:
+        calls.append(args)
+        return per_task_gradients_by_loop(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(updates, "BY_LOOP", BY_LOOP._replace(per_task=by_loop))
+    peak = find_peak(torch.float32, SHAPE)
+    updates.method_ratios("S", TINY["S"], "fp32", peak, rounds=2)
+    assert len(calls) == 2 * (measure.WARM_UP + 2)  # critic and actor
 
 
 def test_a_value_is_left_out_when_it_is_too_noisy() -> None:

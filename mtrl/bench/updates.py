@@ -64,7 +64,8 @@ def method_ratios(letter: str, setting: Setting, precision: str, peak: Peak, rou
 
     def update(method: str, path: Path | None = None, kernels: str = "auto") -> Callable[[], Any]:
         agent = make_agent(setting.tasks, config, method, precision=precision, kernels=kernels)
-        agent.path = path or agent.path
+        if path is not None:
+            agent.learners["critic"].path = agent.learners["actor"].path = path
         return lambda: agent.update(batch)
 
     functions = {method: update(method) for method in ("unitary", *METHODS)}
