@@ -52,7 +52,7 @@ def test_the_smoke_config_leaves_a_complete_run(smoke: Path) -> None:
     assert meta["protocol"]["name"] == "custom3-v2-h100-random50"
     assert meta["command"] == "mtrl train --config smoke"
     steps = [json.loads(line)["steps_per_task"] for line in (smoke / "eval.jsonl").read_text().splitlines()]
-    assert steps == [1500, 3000]
+    assert steps == [1000, 2000]
 
 
 def test_a_run_is_evaluated_on_every_goal_once_by_default(
@@ -97,7 +97,7 @@ def test_runs_are_compared_by_label(smoke: Path, capsys: pytest.CaptureFixture[s
     assert main(["compare", str(smoke), "--json", "-", "--figure", str(figure)]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert list(summary) == ["smoke"]
-    assert summary["smoke"]["steps_per_task"] == 3000
+    assert summary["smoke"]["steps_per_task"] == 2000
     assert figure.stat().st_size > 1000
 
 
