@@ -253,6 +253,22 @@ def test_rows_beyond_the_limit_are_not_kept(case, monkeypatch):
     assert not tasks.kept
 
 
+def test_where_pairs_of_rows_are_few_no_gradient_is_made_or_kept_and_the_step_is_the_same():
+    torch.manual_seed(0)
+    factors = Factors(torch.randn(T, 2, 64).bfloat16(), torch.randn(T, 2, 64).bfloat16())
+    assert factors.few
+    exact = Factors(factors.x.double(), factors.d.double()).rows()
+    losses, shapes, weights = torch.zeros(T), {"a": torch.Size([64, 64])}, torch.rand(T)
+    tasks = FactoredRows(shapes, {"a": factors}, {}, {}, losses, None)
+    gram = tasks.gramian()
+    assert not tasks.kept
+    norms = exact.flatten(1).norm(dim=1)
+    error = (gram - exact.flatten(1) @ exact.flatten(1).T).abs() / (norms.unsqueeze(1) * norms)
+    assert error.max() < 0.005  # bfloat16 has eight bits
+    combined = (weights.view(-1, 1, 1) * exact).sum(0)
+    assert (tasks.combine(weights)["a"] - combined).norm() < 0.005 * combined.norm()
+
+
 @pytest.mark.parametrize("name", ["unitary", "uncertainty", "pcgrad", "mgda", "graddrop"])
 @pytest.mark.parametrize("network", ["critic", "actor"])
 def test_every_path_leads_to_the_same_step(case, network, name):

@@ -27,9 +27,9 @@ MOST_KEPT = 2**28  # bytes of a Jacobian that are held between its Gramian and i
 class FactoredRows:
     """Per-task gradients of which a matrix's rows are made when needed, one layer at a time.
 
-    A Gramian keeps the rows that it had to make while the Jacobian is small (:data:`MOST_KEPT`), because to
-    combine them is ten times less work than to make their combination from the factors. Vectors are short and many:
-    their rows are one matrix.
+    A Gramian needs no rows of a matrix whose batch is small (:attr:`Factors.few`). It keeps those that it had to
+    make while the Jacobian is small (:data:`MOST_KEPT`), because to combine them is ten times less work than to make
+    their combination from the factors. Vectors are short and many: their rows are one matrix.
 
     In bfloat16 products each layer's part of a Gramian is rounded: docs/optimizers.md tells who minds.
 
@@ -54,6 +54,9 @@ class FactoredRows:
     def gramian(self) -> Tensor:
         grams, size = [], 0
         for name, factors in self.matrices.items():
+            if factors.few:
+                grams.append(factors.gramian().to(self.losses.dtype))
+                continue
             rows = self._rows(name)
             size += rows.nbytes
             if size <= MOST_KEPT:

@@ -127,6 +127,27 @@ def test_a_gramian_in_parts_is_the_gramian(tasks, onednn):
     torch.testing.assert_close(gramian(rows, onednn), rows @ rows.T, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_gramian_of_pairs_of_rows_is_the_gramian_of_the_tasks_gradients(dtype, onednn):
+    x, d = torch.randn(3, 4, 6, dtype=dtype), torch.randn(3, 4, 5, dtype=dtype)
+    gradients = torch.einsum("tbn,tbk->tnk", d.double(), x.double()).flatten(1)
+    found = Factors(x, d, onednn and dtype == torch.float32).gramian().double()
+    torch.testing.assert_close(
+        found, gradients @ gradients.T, rtol=0, atol=1.0 if dtype == torch.bfloat16 else 1e-4
+    )
+
+
+def test_pairs_of_rows_are_taken_in_bfloat16_where_they_are_fewer_numbers():
+    def factors(rows: int, dtype: torch.dtype = torch.bfloat16) -> Factors:
+        return Factors(torch.zeros(10, rows, 256, dtype=dtype), torch.zeros(10, rows, 256, dtype=dtype))
+
+    # 2 · 10² · 57² pairs and 10 · 256² numbers are 649,800 and 655,360
+    assert factors(57).few
+    assert not factors(58).few
+    assert not factors(57, torch.float32).few
+
+
 def test_a_parameter_in_two_layers_is_refused_on_a_tape():
     x, weight, bias = torch.randn(T, B, IN), torch.randn(IN, IN, requires_grad=True), torch.randn(IN)
     with taped() as tape:
