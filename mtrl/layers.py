@@ -20,9 +20,10 @@ class Layer(NamedTuple):
 
     Attributes:
         weight, bias: ``[out, in]`` and ``[out]``; no bias is None.
-        gamma, beta: of the LayerNorm, ``[out]``.
+        gamma, beta: scale and shift of the LayerNorm, ``[out]``.
         activation: a name in :data:`ACTIVATIONS`.
         mask: what dropout multiplies by, ``[B, out]``.
+        norm: whether it normalises, or only scales and shifts.
     """
 
     weight: Tensor
@@ -31,6 +32,7 @@ class Layer(NamedTuple):
     beta: Tensor | None = None
     activation: str | None = None
     mask: Tensor | None = None
+    norm: bool = True
 
 
 class LayerRunner(Protocol):
@@ -61,7 +63,7 @@ class PlainLayers:
             if layer.mask is not None:
                 x = x * layer.mask
             if layer.gamma is not None:
-                x = layer_norm(x, layer.gamma, layer.beta)
+                x = (layer_norm if layer.norm else affine)(x, layer.gamma, layer.beta)
             if layer.activation is not None:
                 x = ACTIVATIONS[layer.activation](x)
         return x
@@ -86,5 +88,10 @@ def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
     """LayerNorm over the last axis; ``gamma [T, n]`` and ``beta`` of each task take ``x [T, B, n]``."""
     if gamma.dim() == 1:
         return F.layer_norm(x, gamma.shape, gamma, beta)
+    return affine(F.layer_norm(x, gamma.shape[-1:]), gamma, beta)
+
+
+def affine(x: Tensor, gamma: Tensor, beta: Tensor | None) -> Tensor:
+    """``gamma x + beta``, for one task or all."""
     assert beta is not None
-    return torch.addcmul(beta.unsqueeze(-2), F.layer_norm(x, gamma.shape[-1:]), gamma.unsqueeze(-2))
+    return torch.addcmul(beta.unsqueeze(-2), x, gamma.unsqueeze(-2))

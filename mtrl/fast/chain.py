@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mtrl.fast import rows
 from mtrl.fast.casts import Casts
-from mtrl.layers import ACTIVATIONS, Layer, layer_norm
+from mtrl.layers import ACTIVATIONS, Layer, affine
 
 
 class Factors(NamedTuple):
@@ -104,7 +104,7 @@ def taped() -> Iterator[Tape]:
 
 
 class Link(NamedTuple):
-    """Linear, layer norm and relu, each where there is one; all shared, or all of each task's own."""
+    """Linear, layer norm and relu, each where there is one; all shared, or all or the norm of each task's own."""
 
     weight: Tensor | None
     bias: Tensor | None
@@ -139,7 +139,7 @@ class Chains:
         chain: list[Link] = []
         per_task = False
         for layer in layers:
-            weight, bias, gamma, beta, activation, mask = layer
+            weight, bias, gamma, beta, activation, mask, _ = layer
             if chain and per_task != (weight.dim() == 3):
                 x, chain = self._run(x, [chain], per_task), []
             per_task = weight.dim() == 3
@@ -149,8 +149,7 @@ class Chains:
             x, chain = self._run(x, [[*chain, Link(weight, bias)]], per_task), []
             x = x if mask is None else x * mask
             if gamma is not None:
-                own = gamma.dim() == 2
-                x = layer_norm(x, gamma, beta) if own else self._run(x, [[Link(None, None, gamma, beta)]])
+                x = self._run(x, [[Link(None, None, gamma, beta)]]) if layer.norm else affine(x, gamma, beta)
             x = x if activation is None else ACTIVATIONS[activation](x)
         return self._run(x, [chain], per_task) if chain else x
 
@@ -185,9 +184,9 @@ class Chains:
 
 
 def fits(layer: Layer) -> bool:
-    """Whether a layer is a link: no mask, relu or nothing, and all of it shared or all of each task's own."""
-    same = layer.gamma is None or layer.gamma.dim() == layer.weight.dim() - 1
-    return layer.mask is None and layer.activation in (None, "relu") and same
+    """Whether a layer is a link: no mask, relu or nothing, and no shared norm of what is each task's own."""
+    norm = layer.gamma is None or (layer.norm and layer.gamma.dim() >= layer.weight.dim() - 1)
+    return layer.mask is None and layer.activation in (None, "relu") and norm
 
 
 def alike(stacks: Sequence[Sequence[Layer]]) -> bool:
@@ -228,12 +227,13 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, how: How, x: Tensor, *tensors: Tensor | None) -> Tensor:
         def slot(place: int, dtype: torch.dtype) -> Tensor | None:
-            """``[G, ...]`` of the K stacks' tensors."""
+            """``[G, ...]`` of the K stacks' tensors; ``[G·T, ...]`` of a norm that each task has its own of."""
             found = tensors[place * how.stacks : (place + 1) * how.stacks]
             if found[0] is None:
                 return None
             stacked = how.casts.stacked(found, dtype)  # type: ignore[arg-type]
-            return stacked.flatten(0, 1) if how.per_task else stacked
+            own = how.per_task or (place % 4 > 1 and found[0].dim() == 2)
+            return stacked.flatten(0, 1) if own else stacked
 
         saved: list[Tensor | None] = []
         number = len(how.relus)
@@ -277,12 +277,12 @@ class _Chain(torch.autograd.Function):
         found: list[Tensor | None] = [None] * len(ctx.parameters)
         tasks = 1 if how.tape is None else how.tape.num_tasks
 
-        def give(place: int, left: Sequence[Factors] | Tensor) -> None:
-            """Each group's own: to the tape per task, or to autograd for all of its rows."""
+        def give(place: int, left: Sequence[Factors] | Tensor, own: bool = False) -> None:
+            """Each group's: to the tape per task, or to autograd, as what is each task's ``own`` always is."""
             start, end = place * count, (place + 1) * count
-            if how.tape is not None:
-                for parameter, own in zip(ctx.parameters[start:end], left, strict=True):
-                    how.tape.put(parameter, own)
+            if how.tape is not None and not own:
+                for parameter, part in zip(ctx.parameters[start:end], left, strict=True):
+                    how.tape.put(parameter, part)
             else:
                 assert isinstance(left, Tensor)
                 shape = ctx.parameters[start].shape
@@ -297,8 +297,9 @@ class _Chain(torch.autograd.Function):
                     d, before, shift, after, mean, rstd, gamma, tasks, wanted, how.onednn
                 )
                 if wanted:
-                    give(4 * i + 2, sums[:, :, 0])
-                    give(4 * i + 3, sums[:, :, 1])
+                    own = not how.per_task and len(gamma) > len(d)
+                    give(4 * i + 2, sums[:, :, 0], own)
+                    give(4 * i + 3, sums[:, :, 1], own)
             elif after is not None:
                 d = torch.ops.aten.threshold_backward(d.to(after.dtype), after, 0)
             if weight is None:
@@ -308,7 +309,8 @@ class _Chain(torch.autograd.Function):
                 by_task = d.view(len(d), tasks, -1, d.shape[-1])
                 seen = entered.detach().expand(len(d), -1, -1)
                 if ctx.parameters[(4 * i + 1) * count] is not None:
-                    give(4 * i + 1, sums[:, :, 2] if gamma is not None else by_task.sum(2).to(how.wide))
+                    shift = by_task.sum(2).to(how.wide) if gamma is None else sums[:, :, 2]
+                    give(4 * i + 1, shift if tasks == shift.shape[1] else shift.sum(1, keepdim=True))
                 if how.tape is None:
                     give(4 * i, product(d.mT, seen.mT, how.onednn))
                 else:

@@ -30,11 +30,15 @@ def norm_forward(
     """Layer norm (Ba et al. 2016, arXiv 1607.06450) of ``x + bias``, and relu where wanted: ``[G, R, n]`` → the same.
 
     Args:
-        bias, gamma, beta: of each group of rows, ``[G, n]``.
+        bias: of each group of rows, ``[G, n]``.
+        gamma, beta: of each group, or of each of its H / G equal, consecutive parts: ``[H, n]``.
 
     Returns:
         also what :func:`norm_backward` takes: the means and reciprocal standard deviations.
     """
+    if len(gamma) > len(x):
+        y, mean, rstd = norm_forward(*in_parts(len(gamma), x, bias), gamma, beta, relu, compiled)
+        return y.view_as(x), mean, rstd
     groups, rows, n = x.shape
     if not compiled:
         y, mean, rstd = torch.native_layer_norm(shifted(x, bias, gamma), (n,), None, None, EPS)
@@ -65,9 +69,17 @@ def norm_backward(
         wanted: whether the sums are.
 
     Returns:
-        ``[G, R, n]``, and per task the gradients of gamma, of beta, and of a bias that was added before:
-        ``[G, T, 3, n]``, without any group where not wanted.
+        ``[G, R, n]``, and per task, or per part of a group with a gamma of its own, the gradients of gamma, of beta,
+        and of a bias that was added before: ``[G, T, 3, n]``, without any group where not wanted.
     """
+    if len(gamma) > len(x):
+        parts = len(gamma)
+        d, after = (
+            d.reshape(parts, -1, d.shape[-1]),
+            None if after is None else after.reshape(parts, -1, d.shape[-1]),
+        )
+        dx, sums = norm_backward(d, *in_parts(parts, x, bias), after, mean, rstd, gamma, 1, wanted, compiled)
+        return dx.view_as(x), sums.view(len(x) if wanted else 0, parts // len(x), *sums.shape[2:])
     if not compiled:
         return _eager_backward(d, shifted(x, bias, gamma), x.dtype, after, mean, rstd, gamma, tasks, wanted)
     groups, rows, n = x.shape
@@ -100,6 +112,12 @@ def _eager_backward(
         return dx.to(dtype), gamma.new_empty(0, tasks, 3, n)
     parts = (d * ((x - mean) * rstd), d, dx)
     return dx.to(dtype), torch.stack([part.view(groups, tasks, -1, n).sum(2) for part in parts], 2)
+
+
+def in_parts(parts: int, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Groups of rows ``[G, R, n]`` as equal, consecutive parts, ``[H, R G / H, n]``, with the bias of each."""
+    bias = None if bias is None else bias.repeat_interleave(parts // len(x), 0)
+    return x.reshape(parts, -1, x.shape[-1]), bias
 
 
 def shifted(x: Tensor, bias: Tensor | None, gamma: Tensor) -> Tensor:

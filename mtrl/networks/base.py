@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mtrl.config import MOST_WIDTH, ConfigError, NetworkConfig
@@ -116,22 +117,21 @@ class Stack(LayerModule):
         in_dim: width of the input.
         out_dim: width of a linear output; None ends with the last hidden layer.
         output_gain: gain of the output under ``init="orthogonal"``.
-        open_end: the last hidden layer has no activation.
+        scaled: hidden layers have a scale and a shift where there is no LayerNorm, too.
     """
 
     def __init__(
         self, in_dim: int, out_dim: int | None, config: NetworkConfig, output_gain: float = 1.0,
-        open_end: bool = False,
+        scaled: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.plain = len(config.hidden)  # that many layers come before the blocks
         self.widths = config.widths
-        self.activations: list[str | None] = [config.activation] * len(self.widths)
-        if open_end:
-            self.activations[-1] = None
+        self.activation, self.layer_norm = config.activation, config.layer_norm
         widths = [in_dim, *config.widths]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
-        self.norms = nn.ModuleList(nn.LayerNorm(b) for b in config.widths) if config.layer_norm else None
+        affine = nn.LayerNorm if config.layer_norm else Scale
+        self.norms = nn.ModuleList(map(affine, config.widths)) if config.layer_norm or scaled else None
         self.in_dim, self.out_dim = in_dim, widths[-1] if out_dim is None else out_dim
         self.output = None if out_dim is None else nn.Linear(widths[-1], out_dim)
         for layer in (*self.hidden, self.output):
@@ -158,20 +158,28 @@ class Stack(LayerModule):
         masks = iter(masks)
         norms = itertools.repeat(None) if self.norms is None else self.norms._modules.values()
         layers = []
-        for linear, norm, activation in zip(
-            self.hidden._modules.values(), norms, self.activations, strict=False
-        ):  # called often: no __getattr__
+        for linear, norm in zip(self.hidden._modules.values(), norms, strict=False):
+            # called often: no __getattr__
             assert linear is not None
             weight, bias = linear._parameters.values()
             assert weight is not None
             gamma, beta = (None, None) if norm is None else norm._parameters.values()
-            layers.append(Layer(weight, bias, gamma, beta, activation, next(masks, None)))
+            mask = next(masks, None)
+            layers.append(Layer(weight, bias, gamma, beta, self.activation, mask, self.layer_norm))
         return layers if self.output is None else [*layers, self.end()]
 
     def end(self) -> Layer:
         """The output layer."""
         assert self.output is not None
         return Layer(self.output.weight, self.output.bias)
+
+
+class Scale(nn.Module):
+    """The scale and shift of a LayerNorm, alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
 
 def initialise(layer: nn.Linear, init: Literal["torch", "xavier", "orthogonal"], gain: float) -> None:

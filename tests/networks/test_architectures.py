@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from mtrl.config import ArchitectureConfig, ConfigError, NetworkConfig
-from mtrl.gradients import BY_LOOP, FACTORED, PLAIN, multitask_gradient
+from mtrl.gradients import BY_LOOP, FACTORED, PLAIN, Path, multitask_gradient
 from mtrl.networks import (
     NETWORKS,
     Network,
@@ -345,17 +346,34 @@ def test_ple_is_its_formula_by_hand():
     assert second.shared_gate is None
 
 
-def test_film_starts_as_an_mlp_and_scales_channels_before_the_activation():
-    film = built("film")
-    parts = {f"stack.{part}.{i}": f"layers.{i}.{part}.0" for part in ("hidden", "norms") for i in range(2)}
-    mlp = copied(built("mlp"), {**parts, "stack.output": "output.output"}, film)
-    torch.testing.assert_close(film(X, CODE), mlp(X, CODE))
+@pytest.mark.parametrize("method", ["unitary", "pcgrad"])
+def test_films_gradient_without_a_norm_is_that_of_t_backward_passes(make, make_batch, method):
+    batch, part = make_batch(T, B), {"layer_norm": False, "dropout": 0.0}
+
+    def step(kernels: str, path: Path) -> Parameters:
+        loss, params, inputs = problem(make("film", kernels=kernels, part=part), batch, "critic")
+        return multitask_gradient(make_optimizer(method, T, seed=3), loss, params, *inputs, path=path).params
+
+    expected = step("plain", BY_LOOP)
+    for found in (step("plain", PLAIN), step("onednn", FACTORED)):
+        for mine, reference in zip(found, expected, strict=True):
+            for key, value in reference.items():
+                assert value.abs().sum() > 0
+                close(mine[key], value)
+
+
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_film_starts_as_an_mlp_and_scales_channels_before_the_activation(layer_norm):
+    spec = SPEC._replace(config=replace(SPEC.config, layer_norm=layer_norm))
+    film, mlp = (built(name, spec) for name in ("film", "mlp"))
+    names = {name: name for name in mlp.state_dict()}
+    torch.testing.assert_close(film(X, CODE), copied(mlp, names, film)(X, CODE))
     with torch.no_grad():
-        film.scales[0].fill_(0.0)
-        film.shifts[0].fill_(-1.0)  # relu makes 0 of all channels
-    last = film.layers[1]
-    h = torch.nn.functional.layer_norm(last.hidden[0].bias, (7,), last.norms[0].weight, last.norms[0].bias)
-    torch.testing.assert_close(film(X, CODE), film.output(h.relu()).expand(B, 2))
+        film.stack.norms[0].weight.fill_(0.0)
+        film.stack.norms[0].bias.fill_(-1.0)  # relu makes 0 of all channels
+    h = film.stack.hidden[1].bias
+    h = torch.nn.functional.layer_norm(h, (7,)) if layer_norm else h
+    torch.testing.assert_close(film(X, CODE), film.stack.output(h.relu()).expand(B, 2))
 
 
 def test_soft_modules_with_one_module_are_a_chain():
