@@ -48,6 +48,9 @@ class LayerRunner(Protocol):
     def each(self, x: Tensor, stacks: Sequence[Sequence[Layer]], own: bool = False) -> Tensor:
         """K stacks of layers on the same ``x``, or each on its ``own x [K, ..., in]``: ``[K, ..., out]``."""
 
+    def mixture(self, shares: Tensor, parts: Tensor) -> Tensor:
+        """``Σ_k shares_k parts_k``: shares ``[..., K]``, parts ``[K, ..., n]`` → ``[..., n]``."""
+
 
 @dataclass(frozen=True)
 class PlainLayers:
@@ -71,6 +74,10 @@ class PlainLayers:
     def each(self, x: Tensor, stacks: Sequence[Sequence[Layer]], own: bool = False) -> Tensor:
         """K stacks of layers on the same ``x``, or each on its ``own x [K, ..., in]``: ``[K, ..., out]``."""
         return torch.stack([self(x[k] if own else x, layers) for k, layers in enumerate(stacks)])
+
+    def mixture(self, shares: Tensor, parts: Tensor) -> Tensor:
+        """``Σ_k shares_k parts_k``: shares ``[..., K]``, parts ``[K, ..., n]`` → ``[..., n]``."""
+        return (shares.movedim(-1, 0).unsqueeze(-1) * parts).sum(0)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A weight ``[T, out, in]``, always with a bias, takes ``x [T, B, in]``."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mtrl.fast import rows
 from mtrl.fast.casts import Casts
-from mtrl.layers import ACTIVATIONS, Layer, affine
+from mtrl.layers import ACTIVATIONS, Layer, PlainLayers, affine
 
 
 class Factors(NamedTuple):
@@ -160,6 +160,15 @@ class Chains:
             return torch.stack([self(x[k] if own else x, layers) for k, layers in enumerate(stacks)])
         links = [[Link(*layer[:4], layer.activation == "relu") for layer in layers] for layers in stacks]
         return self._run(x, links, stacks[0][0].weight.dim() == 3, own)
+
+    def mixture(self, shares: Tensor, parts: Tensor) -> Tensor:
+        """``Σ_k shares_k parts_k``: shares ``[..., K]``, parts ``[K, ..., n]`` → ``[..., n]``."""
+        if not (self.onednn and parts.dtype == torch.float32 and parts.device.type == "cpu"):
+            return PlainLayers().mixture(shares, parts)
+        count, *shape, n = parts.shape
+        flat = shares.expand(*shape, count).reshape(-1, count), parts.reshape(count, -1, n)
+        mixed: Tensor = rows.Mixture.apply(*flat)  # type: ignore[no-untyped-call]
+        return mixed.view(*shape, n)
 
     def _narrow(self, x: Tensor) -> torch.dtype:
         return x.dtype if self.dtype == torch.float32 else self.dtype

@@ -155,6 +155,34 @@ def backward(
             store(d_bits, dx[r])
 
 
+def mix(shares_: Any, parts_: Any, out_: Any, count: int, rows: int, n: int) -> None:
+    shares, parts, out = (
+        carray(shares_, (rows, count)),
+        carray(parts_, (count, rows, n)),
+        carray(out_, (rows, n)),
+    )
+    for r in range(rows):
+        for i in range(n):
+            out[r, i] = shares[r, 0] * parts[0, r, i]
+        for k in range(1, count):
+            for i in range(n):
+                out[r, i] += shares[r, k] * parts[k, r, i]
+
+
+def unmix(
+    d_: Any, shares_: Any, parts_: Any, to_shares_: Any, to_parts_: Any, count: int, rows: int, n: int
+) -> None:
+    d, shares, parts = carray(d_, (rows, n)), carray(shares_, (rows, count)), carray(parts_, (count, rows, n))
+    to_shares, to_parts = carray(to_shares_, (rows, count)), carray(to_parts_, (count, rows, n))
+    for r in range(rows):
+        for k in range(count):
+            share, total = shares[r, k], ZERO
+            for i in range(n):
+                total += d[r, i] * parts[k, r, i]
+                to_parts[k, r, i] = share * d[r, i]
+            to_shares[r, k] = total
+
+
 def _compile(function: Callable[..., None], kinds: list[Any]) -> Callable[..., None]:
     signature = types.void(*kinds)
     try:
@@ -178,3 +206,6 @@ for _dtype, _number in ((torch.float32, types.float32), (torch.bfloat16, types.u
         backward,
         [_many, _many, _exact, _many, *[_exact] * 3, _many, _exact, *[types.int64] * 4, *[types.int8] * 3],
     )
+_exact, _count = types.CPointer(types.float32), [types.int64] * 3
+MIX = _compile(mix, [_exact] * 3 + _count)
+UNMIX = _compile(unmix, [_exact] * 5 + _count)

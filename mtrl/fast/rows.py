@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,6 +113,31 @@ def _eager_backward(
         return dx.to(dtype), gamma.new_empty(0, tasks, 3, n)
     parts = (d * ((x - mean) * rstd), d, dx)
     return dx.to(dtype), torch.stack([part.view(groups, tasks, -1, n).sum(2) for part in parts], 2)
+
+
+class Mixture(torch.autograd.Function):
+    """``Σ_k shares_k parts_k``, compiled: shares ``[R, K]``, parts ``[K, R, n]`` of float32 → ``[R, n]``."""
+
+    @staticmethod
+    def forward(ctx: Any, shares: Tensor, parts: Tensor) -> Tensor:
+        from mtrl.fast.compiled import MIX
+
+        shares, parts = shares.contiguous(), parts.contiguous()
+        ctx.save_for_backward(shares, parts)
+        mixed = torch.empty_like(parts[0])
+        MIX(shares.data_ptr(), parts.data_ptr(), mixed.data_ptr(), *parts.shape)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
+        from mtrl.fast.compiled import UNMIX
+
+        shares, parts = ctx.saved_tensors
+        d = d.contiguous()
+        to_shares, to_parts = torch.empty_like(shares), torch.empty_like(parts)
+        given = (d, shares, parts, to_shares, to_parts)
+        UNMIX(*(tensor.data_ptr() for tensor in given), *parts.shape)
+        return to_shares, to_parts
 
 
 def in_parts(parts: int, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -243,8 +243,3 @@ def require_code(name: str, spec: Spec) -> None:
         spec.code > 0, "agent.task_input", "none",
         f"one_hot or embedding for the network {name}, which reads the task's code",
     )  # fmt: skip
-
-
-def mixture(shares: Tensor, parts: Tensor) -> Tensor:
-    """``Σ_k shares_k parts_k``: shares ``[..., K]``, parts ``[K, ..., n]`` → ``[..., n]``."""
-    return (shares.movedim(-1, 0).unsqueeze(-1) * parts).sum(0)

@@ -12,7 +12,6 @@ from mtrl.networks.base import (
     Spec,
     Stack,
     hidden,
-    mixture,
     require_code,
     require_count,
     require_widths,
@@ -62,5 +61,5 @@ class CARE(Network):
         # one row for the task; a mask of dropout is for B rows, of which it takes the first
         context = self.context(task.unsqueeze(-2), (mask[..., :1, :] for mask in masks))
         shares = self.attention(context, (mask[..., :1, :] for mask in masks)).softmax(-1)
-        x = mixture(shares, encoded)
+        x = self.run.mixture(shares, encoded)
         return self.torso(torch.cat((x, context.expand(*x.shape[:-1], -1)), -1), masks)  # type: ignore[no-any-return]

@@ -12,7 +12,6 @@ from mtrl.networks.base import (
     Stack,
     hidden,
     linear,
-    mixture,
     require_count,
     require_widths,
 )
@@ -48,7 +47,7 @@ class MMoE(Network):
     def features(self, x: Tensor, masks: Iterable[Tensor]) -> Tensor:
         """``[B, in]`` → ``[B, width]``: the task's mixture."""
         masks = iter(masks)
-        return mixture(self.gate(x).softmax(-1), each(self.experts, x, masks))
+        return self.run.mixture(self.gate(x).softmax(-1), each(self.experts, x, masks))
 
     def forward(self, x: Tensor, task: Tensor, masks: Iterable[Tensor] = ()) -> Tensor:
         masks = iter(masks)

@@ -12,7 +12,6 @@ from mtrl.networks.base import (
     Spec,
     Stack,
     hidden,
-    mixture,
     require_count,
     require_plain_layers,
     require_widths,
@@ -52,7 +51,7 @@ class MOORE(Network):
     def forward(self, x: Tensor, task: Tensor, masks: Iterable[Tensor] = ()) -> Tensor:
         masks = iter(masks)
         directions = orthonormal(each(self.experts, x, masks))
-        return self.head(mixture(self.shares.unsqueeze(-2), directions).tanh(), masks)  # type: ignore[no-any-return]
+        return self.head(self.run.mixture(self.shares.unsqueeze(-2), directions).tanh(), masks)  # type: ignore[no-any-return]
 
 
 def orthonormal(vectors: Tensor) -> Tensor:

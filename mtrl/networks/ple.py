@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from mtrl.config import NetworkConfig
 from mtrl.networks.base import (
     MOST_PARTS,
+    LayerModule,
     Network,
     Spec,
     Stack,
     hidden,
     linear,
-    mixture,
     require,
     require_count,
     require_plain_layers,
@@ -75,7 +75,7 @@ class PLE(Network):
         return self.tower(own, masks)  # type: ignore[no-any-return]
 
 
-class Level(nn.Module):
+class Level(LayerModule):
     """Experts of one level; the last level has no gate for the shared ones."""
 
     def __init__(
@@ -95,7 +95,7 @@ class Level(nn.Module):
         parts = each(self.shared_experts, shared, masks)
         if len(self.own_experts) > 0:
             parts = torch.cat((parts, each(self.own_experts, own, masks)))
-        mixed = mixture(self.gate(own).softmax(-1), parts)
+        mixed = self.run.mixture(self.gate(own).softmax(-1), parts)
         if self.shared_gate is None:
             return mixed, shared
-        return mixed, mixture(self.shared_gate(shared).softmax(-1), parts)
+        return mixed, self.run.mixture(self.shared_gate(shared).softmax(-1), parts)

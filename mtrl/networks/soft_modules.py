@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mtrl.config import MOST_WIDTH
@@ -14,7 +15,6 @@ from mtrl.networks.base import (
     Stack,
     hidden,
     linear,
-    mixture,
     require,
     require_code,
     require_count,
@@ -73,6 +73,6 @@ class SoftModules(Network):
             logits = self.routes[i](routing)
             if i + 1 < len(layers):
                 shares = logits.unflatten(-1, (self.number, self.number)).softmax(-1)  # [..., next, before]
-                parts = (shares.movedim((-2, -1), (0, 1)).unsqueeze(-1) * given).sum(1)  # [next, ..., n]
+                parts = torch.stack([self.run.mixture(share, given) for share in shares.unbind(-2)])
                 routing = (embedded * self.back[i](logits)).relu()
-        return self.output(mixture(logits.softmax(-1), given))  # type: ignore[no-any-return]
+        return self.output(self.run.mixture(logits.softmax(-1), given))  # type: ignore[no-any-return]

@@ -36,7 +36,7 @@ class Together:
 
     def __call__(self, x: Tensor, *rest: Any) -> Any:
         if isinstance(self.parts[0], Stack):
-            return each([self], x)[0]
+            return each(self.parts, x.squeeze(0)) if len(x) == 1 else each(self.parts, x, own=True)
         return type(self.parts[0]).forward(self, x, *rest)
 
     def __len__(self) -> int:
@@ -81,7 +81,7 @@ def each(stacks: Iterable[Any], x: Tensor, masks: Iterable[Tensor] = (), own: bo
         number = len(found[0].parts)
         flat = [part for group in found for part in group.parts]
         if not own and len(x) == 1:
-            y = each(flat, x[0], masks)
+            y = each(flat, x.squeeze(0), masks)
         else:
             x = x if own else x.expand(len(found), *x.shape)
             y = each(flat, x.expand(-1, number, *x.shape[2:]).flatten(0, 1), masks, own=True)

@@ -127,6 +127,19 @@ def test_a_gramian_in_parts_is_the_gramian(tasks, onednn):
     torch.testing.assert_close(gramian(rows, onednn), rows @ rows.T, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(T, 1, 3), (T, B, 3)], ids=str)
+def test_a_compiled_mixture_and_its_gradients_are_torchs(shape):
+    shares, parts = torch.randn(shape, requires_grad=True), torch.randn(3, T, B, 7, requires_grad=True)
+    exact = torch.einsum("...k,k...n->...n", shares.expand(T, B, 3), parts)
+    d = torch.randn_like(exact)
+    expected = torch.autograd.grad(exact, (shares, parts), d)
+    for run in (PlainLayers(), Chains(onednn=True)):
+        mixed = run.mixture(shares, parts)
+        torch.testing.assert_close(mixed, exact)
+        for found, gradient in zip(torch.autograd.grad(mixed, (shares, parts), d), expected, strict=True):
+            torch.testing.assert_close(found, gradient)
+
+
 @pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_gramian_of_pairs_of_rows_is_the_gramian_of_the_tasks_gradients(dtype, onednn):
