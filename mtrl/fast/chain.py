@@ -14,7 +14,7 @@ who has it per example and for norms; ours is per task and gives the Gramian.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -56,12 +56,17 @@ class Factors(NamedTuple):
 
     def gramian(self) -> Tensor:
         """``J Jᵀ`` ``[T, T]``: of tasks t and s ``Σ_bc (x_tb · x_sc) (d_tb · d_sc)``, so that no gradient is made."""
-        x, d = self.x.flatten(0, 1)[None], self.d.flatten(0, 1)[None]
-        pairs = product(x, x, self.onednn) * product(d, d, self.onednn)
-        tasks, rows, _ = self.d.shape
-        return pairs.view(tasks, rows, tasks, rows).sum(
-            (1, 3), dtype=torch.promote_types(x.dtype, torch.float32)
-        )
+        sums, rows = torch.promote_types(self.x.dtype, torch.float32), self.x.shape[1]
+
+        def block(first: slice, second: slice) -> Tensor:
+            inner = [
+                product(tensor[first].flatten(0, 1)[None], tensor[second].flatten(0, 1)[None], self.onednn)[0]
+                for tensor in (self.x, self.d)
+            ]
+            pairs = inner[0] * inner[1]
+            return pairs.view(len(pairs) // rows, rows, -1, rows).sum((1, 3), dtype=sums)
+
+        return symmetric(len(self.x), block)
 
     def weighted(self, weights: Tensor) -> Tensor:
         """``Σ_t w_t · row_t`` of the weight, ``[out, in]``, in one product."""
@@ -360,11 +365,15 @@ def product(a: Tensor, b: Tensor, onednn: bool) -> Tensor:
 
 def gramian(rows: Tensor, onednn: bool) -> Tensor:
     """``J Jᵀ`` ``[T, T]`` of rows ``[T, n]``."""
-    half = len(rows) // 2
-    if half < 10:  # below about 20 tasks one product is quicker than two smaller ones
-        return product(rows[None], rows[None], onednn)[0]
-    gram = rows.new_empty(len(rows), len(rows))
-    gram[:, :half] = product(rows[None], rows[None, :half], onednn)[0]
-    gram[half:, half:] = product(rows[None, half:], rows[None, half:], onednn)[0]
-    gram[:half, half:] = gram[half:, :half].T
-    return gram
+    return symmetric(
+        len(rows), lambda first, second: product(rows[None, first], rows[None, second], onednn)[0]
+    )
+
+
+def symmetric(size: int, block: Callable[[slice, slice], Tensor]) -> Tensor:
+    """A matrix ``[size, size]`` of its blocks, of which the one above the diagonal is not computed."""
+    half = size // 2
+    if half < 10:  # below about 20 one product is quicker than two smaller ones
+        return block(slice(size), slice(size))
+    left, corner = block(slice(size), slice(half)), block(slice(half, size), slice(half, size))
+    return torch.cat((left, torch.cat((left[half:].T, corner))), 1)

@@ -140,10 +140,11 @@ def test_a_compiled_mixture_and_its_gradients_are_torchs(shape):
             torch.testing.assert_close(found, gradient)
 
 
+@pytest.mark.parametrize("tasks", [3, 20, 21])
 @pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_gramian_of_pairs_of_rows_is_the_gramian_of_the_tasks_gradients(dtype, onednn):
-    x, d = torch.randn(3, 4, 6, dtype=dtype), torch.randn(3, 4, 5, dtype=dtype)
+def test_a_gramian_of_pairs_of_rows_is_the_gramian_of_the_tasks_gradients(dtype, onednn, tasks):
+    x, d = torch.randn(tasks, 4, 6, dtype=dtype), torch.randn(tasks, 4, 5, dtype=dtype)
     gradients = torch.einsum("tbn,tbk->tnk", d.double(), x.double()).flatten(1)
     found = Factors(x, d, onednn and dtype == torch.float32).gramian().double()
     torch.testing.assert_close(
