@@ -214,7 +214,10 @@ def _from_parts(meta: dict[str, Any], file: Any) -> Policy:
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     if expected != found:
         wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
-        raise ValueError(f"tensors do not fit the architecture: {', '.join(wrong)}")
+        raise PolicyError(
+            f"its tensors are not those of this version's network {architecture.name!r}: it is of another version "
+            f"or damaged ({', '.join(wrong)})"
+        )
     # in a file tensors begin at any fourth byte, where products round otherwise
     tensors = {name: file.get_tensor(name).clone() for name in found}
     if expected_sum != checksum(meta, tensors):

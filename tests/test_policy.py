@@ -200,7 +200,7 @@ def test_tensors_that_do_not_fit_the_architecture_are_refused_by_name(make_agent
     policy.parameters.shared["net.stack.output.bias"] = torch.zeros(5)
     policy.save(tmp_path / "p.safetensors")
     assert refused(tmp_path / "p.safetensors").endswith(
-        "(tensors do not fit the architecture: net.stack.output.bias)"
+        "network 'mlp': it is of another version or damaged (net.stack.output.bias)"
     )
 
 
