@@ -274,8 +274,8 @@ class AgentConfig:
             hardware, else ``fp32``; a run's config says which it was, and a resume goes on with that.
         kernels: what computes an update. ``plain`` is stock torch under vmap, as the formulas are written;
             ``torch`` and ``onednn`` the fast path to the same numbers (:mod:`mtrl.fast`), in torch's operations,
-            or with oneDNN's products and compiled passes over rows; ``auto`` is ``onednn`` where torch has it
-            and numba is installed.
+            or with oneDNN's products (in float32 on an Intel processor MKL's) and compiled passes over rows;
+            ``auto`` is ``onednn`` where torch has it and numba is installed.
     """
 
     actor: ActorConfig = field(default_factory=ActorConfig)

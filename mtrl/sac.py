@@ -23,7 +23,7 @@ from mtrl.fast.chain import Chains
 from mtrl.gradients import FACTORED, PLAIN, Gradient
 from mtrl.layers import PlainLayers
 from mtrl.learner import Learner, decayed
-from mtrl.machine import choose_kernels, choose_precision
+from mtrl.machine import choose_kernels, choose_precision, mkl_is_fast
 from mtrl.networks import (
     Actor,
     Critic,
@@ -252,7 +252,8 @@ class MTSAC:
 
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         buffers = [learned["critic"].buffer, learned["actor"].buffer, self.averages["target"][0].buffer]
-        run = PlainLayers(dtype) if kind == "plain" else Chains(dtype, kind == "onednn", Casts(buffers))
+        chains = Chains(dtype, kind == "onednn", mkl_is_fast(), Casts(buffers))
+        run = PlainLayers(dtype) if kind == "plain" else chains
         for module in (*actor_net.modules(), *critic_net.modules()):
             if isinstance(module, LayerModule):
                 module.run = run

@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from mtrl.config import ConfigError
-from mtrl.machine import bf16_is_fast, choose_kernels, choose_precision, choose_threads, keep_freed_memory
+from mtrl.machine import (
+    bf16_is_fast,
+    choose_kernels,
+    choose_precision,
+    choose_threads,
+    keep_freed_memory,
+    mkl_is_fast,
+)
 
 CPU = torch.device("cpu")
 
@@ -44,6 +51,20 @@ def test_bfloat16_is_fast_where_the_flags_say_so(monkeypatch, tmp_path):
         assert bf16_is_fast() == fast
     monkeypatch.setattr("mtrl.machine.CPUINFO", str(tmp_path / "none"))
     assert not bf16_is_fast()
+
+
+def test_torchs_own_products_are_taken_where_mkl_is_on_its_makers_processor(monkeypatch, tmp_path):
+    monkeypatch.setattr("mtrl.machine.CPUINFO", str(tmp_path / "cpuinfo"))
+    for vendor, there, fast in (
+        ("GenuineIntel", True, True),
+        ("AuthenticAMD", True, False),
+        ("GenuineIntel", False, False),
+    ):
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nvendor_id\t: {vendor}\n")
+        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda there=there: there)
+        assert mkl_is_fast() == fast
+    (tmp_path / "cpuinfo").unlink()
+    assert not mkl_is_fast()
 
 
 def test_threads_are_what_the_environment_and_the_cores_allow(monkeypatch):

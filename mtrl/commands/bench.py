@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from mtrl.bench.tune import recommended, time_choices
 from mtrl.bench.updates import DTYPES, update_ratios
 from mtrl.commands.bench_training import training_ratios
 from mtrl.config import ConfigError
-from mtrl.machine import CPUINFO, bf16_is_fast, choose_threads
+from mtrl.machine import bf16_is_fast, choose_threads, of_processor
 from mtrl.results.tables import make_table, report_json, require_writable, show
 from mtrl.run.folder import versions
 from mtrl.settings import Parser, parse_train, whole_number
@@ -89,13 +88,7 @@ def machine() -> dict[str, Any]:
 
 def processor() -> str:
     """Its name, as far as the system tells."""
-    try:
-        lines = Path(CPUINFO).read_text().splitlines()
-    except OSError:  # no Linux
-        lines = []
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
-    )
+    return of_processor("model name").strip() or platform.machine()
 
 
 def report(rounds: int, quick: bool) -> tuple[dict[str, Any], Table]:

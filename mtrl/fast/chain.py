@@ -127,17 +127,19 @@ class Chains:
             next product is rounded for it, and so is its gradient; nothing else is. With an odd number of inputs,
             what is not finite in a row may reach the row before it, too (oneDNN on processors with AMX).
         onednn: oneDNN's products and compiled passes over rows, on a processor; else torch's.
+        mkl: float32 products are torch's own nevertheless, which can be batched (:func:`mtrl.machine.mkl_is_fast`).
         casts: the buffers that parameters lie in.
     """
 
     dtype: torch.dtype = torch.float32
     onednn: bool = False
+    mkl: bool = False
     casts: Casts = field(default_factory=Casts)
 
     @property
     def grouped(self) -> bool:
-        """oneDNN has no batched product in float32, and MKL's takes twice as long."""
-        return not (self.onednn and self.dtype == torch.float32)
+        """oneDNN has no batched product in float32."""
+        return self.mkl or not (self.onednn and self.dtype == torch.float32)
 
     def __call__(self, x: Tensor, layers: Sequence[Layer]) -> Tensor:
         """``[T, B, in]`` → ``[T, B, out]``; weights ``[out, in]``, or one per task ``[T, out, in]``."""
@@ -183,9 +185,10 @@ class Chains:
     ) -> Tensor:
         """``[T, B, out]`` of one stack, ``[K, T, B, out]`` of more; with ``per_task``, weights are each task's own."""
         count, narrow = len(stacks), self._narrow(x)
-        onednn = self.onednn and narrow in rows.DTYPES and x.device.type == "cpu"
+        compiled = self.onednn and narrow in rows.DTYPES and x.device.type == "cpu"
+        onednn = compiled and not (self.mkl and narrow == torch.float32)
         tape, relus = None if per_task else _tape, [link.relu for link in stacks[0]]
-        how = How(narrow, x.dtype, onednn, tape, self.casts, count, per_task, relus)
+        how = How(narrow, x.dtype, compiled, onednn, tape, self.casts, count, per_task, relus)
         links = zip(*stacks, strict=True)
         tensors = [link[slot] for same in links for slot in range(4) for link in same]
         shape = x.shape[1:-1] if own else x.shape[:-1]
@@ -219,7 +222,7 @@ def shapes(layer: Layer) -> list[torch.Size | None]:
 
 
 class How(NamedTuple):
-    """How a chain is computed: the products' dtype, the results', whose operations, and who takes the gradients.
+    """How a chain is computed: the products' dtype, the results', whose passes and products; who takes the gradients.
 
     ``stacks`` is their number; each gives every slot of a link (weight, bias, gamma, beta) one tensor, which
     with ``per_task`` is one of each task's own, stacked.
@@ -227,6 +230,7 @@ class How(NamedTuple):
 
     narrow: torch.dtype
     wide: torch.dtype
+    compiled: bool
     onednn: bool
     tape: Tape | None
     casts: Casts
@@ -267,7 +271,7 @@ class _Chain(torch.autograd.Function):
                 # a result that goes straight into the next product is rounded for it, no other is
                 before = x if i + 1 < number else x.to(how.wide)
                 x, mean, rstd = rows.norm_forward(
-                    before, bias if later else None, gamma, beta, relu, how.onednn
+                    before, bias if later else None, gamma, beta, relu, how.compiled
                 )
             saved += [
                 entered,
@@ -308,7 +312,7 @@ class _Chain(torch.autograd.Function):
             if gamma is not None:
                 d = d.to(before.dtype)
                 d, sums = rows.norm_backward(
-                    d, before, shift, after, mean, rstd, gamma, tasks, wanted, how.onednn
+                    d, before, shift, after, mean, rstd, gamma, tasks, wanted, how.compiled
                 )
                 if wanted:
                     own = not how.per_task and len(gamma) > len(d)

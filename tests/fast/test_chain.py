@@ -15,7 +15,7 @@ from mtrl.fast.rows import norm_forward
 from mtrl.layers import Layer, PlainLayers
 
 T, B, IN, OUT = 3, 6, 5, 4
-CHAINS = [Chains(onednn=False), Chains(onednn=True)]
+CHAINS = [Chains(onednn=False), Chains(onednn=True), Chains(onednn=True, mkl=True)]
 SHAPES = {
     "linear": [{}],
     "relu": [{"activation": "relu"}],
