@@ -34,12 +34,13 @@ class Factors(NamedTuple):
     Attributes:
         x: inputs ``[T, B, in]``.
         d: gradients of the tasks' losses by the outputs ``[T, B, out]``, of the same dtype.
-        onednn: whose float32 products to use.
+        onednn, mkl: whose float32 products to use (:class:`Chains`); a Gramian's, of few long rows, are oneDNN's anyway.
     """
 
     x: Tensor
     d: Tensor
     onednn: bool = False
+    mkl: bool = False
 
     def rows(self) -> Tensor:
         """Per-task gradients of the weight, ``[T, out, in]``."""
@@ -71,7 +72,8 @@ class Factors(NamedTuple):
     def weighted(self, weights: Tensor) -> Tensor:
         """``Σ_t w_t · row_t`` of the weight, ``[out, in]``, in one product."""
         scaled = (self.d * weights.view(-1, 1, 1)).to(self.d.dtype)
-        return product(scaled.flatten(0, 1).mT[None], self.x.flatten(0, 1).mT[None], self.onednn)[0]
+        onednn = self.onednn and not self.mkl
+        return product(scaled.flatten(0, 1).mT[None], self.x.flatten(0, 1).mT[None], onednn)[0]
 
 
 class Tape:
@@ -333,7 +335,8 @@ class _Chain(torch.autograd.Function):
                     give(4 * i, product(d.mT, seen.mT, how.onednn))
                 else:
                     both = zip(seen.unflatten(1, (tasks, -1)), by_task, strict=True)
-                    give(4 * i, [Factors(x, own, how.onednn) for x, own in both])
+                    mkl = how.compiled and not how.onednn
+                    give(4 * i, [Factors(x, own, how.compiled, mkl) for x, own in both])
             if i > 0 or ctx.needs_input_grad[1]:
                 d = product(d, weight.mT, how.onednn)
                 if len(entered) < len(d):  # one input for all groups
