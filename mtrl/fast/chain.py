@@ -34,7 +34,7 @@ class Factors(NamedTuple):
     Attributes:
         x: inputs ``[T, B, in]``.
         d: gradients of the tasks' losses by the outputs ``[T, B, out]``, of the same dtype.
-        onednn, mkl: whose float32 products to use (:class:`Chains`); a Gramian's, of few long rows, are oneDNN's anyway.
+        onednn, mkl: whose float32 products to use (:class:`Chains`); a Gramian's, of few long rows, are oneDNN's.
     """
 
     x: Tensor
