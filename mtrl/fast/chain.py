@@ -329,8 +329,9 @@ class _Chain(torch.autograd.Function):
                 by_task = d.view(len(d), tasks, -1, d.shape[-1])
                 seen = entered.detach().expand(len(d), -1, -1)
                 if ctx.parameters[(4 * i + 1) * count] is not None:
-                    shift = by_task.sum(2).to(how.wide) if gamma is None else sums[:, :, 2]
-                    give(4 * i + 1, shift if tasks == shift.shape[1] else shift.sum(1, keepdim=True))
+                    to_bias = by_task.sum(2).to(how.wide) if gamma is None else sums[:, :, 2]
+                    # a norm of each task's own sums by task, whoever takes the gradients
+                    give(4 * i + 1, to_bias if tasks == to_bias.shape[1] else to_bias.sum(1, keepdim=True))
                 if how.tape is None:
                     give(4 * i, product(d.mT, seen.mT, how.onednn))
                 else:

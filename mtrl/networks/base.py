@@ -175,7 +175,7 @@ class Stack(LayerModule):
 
 
 class Scale(nn.Module):
-    """The scale and shift of a LayerNorm, alone."""
+    """The scale and shift ``[width]`` of a LayerNorm, alone; they start at 1 and 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
