@@ -275,7 +275,10 @@ class AgentConfig:
         kernels: what computes an update. ``plain`` is stock torch under vmap, as the formulas are written;
             ``torch`` and ``onednn`` the fast path to the same numbers (:mod:`mtrl.fast`), in torch's operations,
             or with oneDNN's products (in float32 on an Intel processor MKL's) and compiled passes over rows;
-            ``auto`` is ``onednn`` where torch has it and numba is installed.
+            ``compiled`` is all of an update in a few graphs that torch's inductor compiles, for half a minute to two
+            before the first update: two thirds of the time of the others. It needs a C++ compiler, and batches of one
+            shape (``replay.sampling: balanced``). ``auto`` is ``compiled`` for a run of 20,000 updates or more,
+            where that is there; else ``onednn`` where torch has it and numba is installed.
     """
 
     actor: ActorConfig = field(default_factory=ActorConfig)
@@ -291,7 +294,7 @@ class AgentConfig:
     ema_coefficient: float = 0.001
     target_clip: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    kernels: Literal["auto", "plain", "torch", "onednn"] = "auto"
+    kernels: Literal["auto", "plain", "torch", "onednn", "compiled"] = "auto"
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -436,6 +439,10 @@ class TrainConfig:
         fits = self.label is None or (
             self.label.isprintable() and self.label.strip(". ") and "/" not in self.label
             and len(self.label) <= LONGEST_LABEL
+        )  # fmt: skip
+        _check(
+            self.agent.kernels != "compiled" or self.replay.sampling == "balanced",
+            "agent.kernels", self.agent.kernels, "another, or replay.sampling balanced: a graph has one shape",
         )  # fmt: skip
         valid = f"a folder's name of at most {LONGEST_LABEL} printable characters, without /"
         _check(fits, "label", self.label, valid)

@@ -133,21 +133,77 @@ def per_task_gradients_by_loop(loss: Loss, params: Parameters, *inputs: Any) -> 
     )  # fmt: skip
 
 
-class Path(NamedTuple):
-    """One way to compute the two orders.
+class Weighted(NamedTuple):
+    """The gradient of ``Σ_t w_t loss_t``, by parameter name, and what it was made of, detached."""
 
-    Attributes:
-        over_tasks: calls a one-task function for every task.
-        per_task: every task's own gradient.
-    """
+    grads: dict[str, Tensor]
+    losses: Tensor
+    weights: Tensor
+    aux: Any
+
+
+class Path(Protocol):
+    """One way to compute the two orders."""
+
+    @property
+    def over_tasks(self) -> Callable[..., Any]:
+        """Calls a one-task function for every task."""
+
+    @property
+    def per_task(self) -> Callable[..., TaskGradients]:
+        """Every task's own gradient."""
+
+    @property
+    def eager(self) -> EagerPath:
+        """The same, without graphs that have to be compiled: for what is seldom called."""
+
+    def with_gramian(self, loss: Loss, params: Parameters, *inputs: Any) -> tuple[TaskGradients, Tensor]:
+        """:attr:`per_task` and the Gramian ``[T, T]``."""
+
+    def combine(self, tasks: TaskGradients, weights: Tensor) -> dict[str, Tensor]:
+        """``Σ_t w_t · row_t`` of what :meth:`with_gramian` gave."""
+
+    def weighted(
+        self, optimizer: Scalarization, present: Tensor | None, loss: Loss, params: Parameters, *inputs: Any
+    ) -> Weighted:
+        """One backward pass of the losses' sum, weighted by the optimizer."""
+
+
+@dataclass(frozen=True)
+class EagerPath:
+    """Of two functions: see :class:`Path`."""
 
     over_tasks: Callable[..., Any]
     per_task: Callable[..., TaskGradients]
 
+    def with_gramian(self, loss: Loss, params: Parameters, *inputs: Any) -> tuple[TaskGradients, Tensor]:
+        tasks = self.per_task(loss, params, *inputs)
+        return tasks, tasks.gramian()
 
-PLAIN = Path(over_tasks, per_task_gradients)
-BY_LOOP = Path(over_tasks, per_task_gradients_by_loop)
-FACTORED = Path(all_at_once, factored_gradients)
+    def combine(self, tasks: TaskGradients, weights: Tensor) -> dict[str, Tensor]:
+        return tasks.combine(weights)
+
+    def weighted(
+        self, optimizer: Scalarization, present: Tensor | None, loss: Loss, params: Parameters, *inputs: Any
+    ) -> Weighted:
+        losses, aux = self.over_tasks(loss, params, *inputs)
+        weights = of_present(optimizer, losses.detach(), present)
+        return weighted_gradient(weights, losses, aux, params)
+
+    @property
+    def eager(self) -> EagerPath:
+        return self
+
+
+def weighted_gradient(weights: Tensor, losses: Tensor, aux: Any, params: Parameters) -> Weighted:
+    names, tensors = zip(*params.tensors(), strict=True)
+    found = torch.autograd.grad((weights * losses).sum(), tensors, materialize_grads=True)
+    return Weighted(dict(zip(names, found, strict=True)), losses.detach(), weights, detached(aux))
+
+
+PLAIN = EagerPath(over_tasks, per_task_gradients)
+BY_LOOP = EagerPath(over_tasks, per_task_gradients_by_loop)
+FACTORED = EagerPath(all_at_once, factored_gradients)
 
 
 def jacobian(rows: Rows) -> Tensor:
@@ -183,15 +239,16 @@ def multitask_gradient(
     """
     if isinstance(optimizer, Scalarization):
         return _scalarized(optimizer, path, loss, params, inputs, present)
-    tasks = path.per_task(loss, params, *inputs)
-    losses = tasks.losses
     if isinstance(optimizer, GramianMethod):
-        gram = tasks.gramian()
+        tasks, gram = path.with_gramian(loss, params, *inputs)
+        losses = tasks.losses
         weights = of_present(optimizer, gram, present)
-        shared = tasks.combine(weights)
+        shared = path.combine(tasks, weights)
         finite = gram.diagonal().isfinite() & losses.isfinite()
     else:
         assert isinstance(optimizer, RowMethod)
+        tasks = path.per_task(loss, params, *inputs)
+        losses = tasks.losses
         rows = tasks.rows()
         matrix = jacobian(rows)
         shared = as_parameters(of_present(optimizer, matrix, present), rows)
@@ -213,11 +270,6 @@ def _scalarized(
     optimizer: Scalarization, path: Path, loss: Loss, params: Parameters, inputs: tuple[Any, ...],
     present: Tensor | None,
 ) -> Gradient:  # fmt: skip
-    losses, aux = path.over_tasks(loss, params, *inputs)
-    weights = of_present(optimizer, losses.detach(), present)
-    names, tensors = zip(*params.tensors(), strict=True)
-    found = torch.autograd.grad((weights * losses).sum(), tensors, materialize_grads=True)
-    grads = dict(zip(names, found, strict=True))
+    grads, losses, weights, aux = path.weighted(optimizer, present, loss, params, *inputs)
     gradient = Parameters({k: grads[k] for k in params.shared}, {k: grads[k] for k in params.private})
-    losses = losses.detach()
-    return Gradient(gradient, losses, weights, detached(aux), losses.isfinite())
+    return Gradient(gradient, losses, weights, aux, losses.isfinite())

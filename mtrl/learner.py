@@ -75,7 +75,7 @@ class Learner:
         gradient = multitask_gradient(self.method, loss, parameters, *inputs, present=present, path=path)
         conflict = None
         if diagnose:
-            tasks = path.per_task(loss, parameters, *inputs)
+            tasks = path.eager.per_task(loss, parameters, *inputs)
             share = task_share(tasks.losses, present)
             conflict = measure_conflict(tasks, gradient.params.shared, gradient.weights, share)
         with torch.no_grad():

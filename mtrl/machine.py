@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shutil
 from typing import TYPE_CHECKING, Literal
 
 from mtrl.config import ConfigError
@@ -13,8 +14,9 @@ if TYPE_CHECKING:  # the command line keeps memory before it knows whether torch
     import torch
 
 Precision = Literal["fp32", "bf16"]
-Kind = Literal["plain", "torch", "onednn"]
+Kind = Literal["plain", "torch", "onednn", "compiled"]
 CPUINFO = "/proc/cpuinfo"
+WORTH_COMPILING = 20_000  # updates: half a minute to a minute of compilation is then a small part
 LIBRARIES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -50,23 +52,45 @@ def choose_precision(precision: Precision | Literal["auto"], device: torch.devic
     return "bf16" if device.type == "cpu" and bf16_is_fast() else "fp32"
 
 
-def choose_kernels(kernels: Kind | Literal["auto"], device: torch.device) -> Kind:
-    """``auto`` is onednn where torch has it, on a processor; else torch.
+def choose_kernels(kernels: Kind | Literal["auto"], device: torch.device, updates: int = 0) -> Kind:
+    """``auto`` is compiled where that pays, on a processor; else onednn where torch has it; else torch.
+
+    Args:
+        updates: that are to come and can run compiled.
 
     Raises:
-        ConfigError: onednn was asked for and is not there.
+        ConfigError: onednn or compiled was asked for and is not there.
     """
-    import torch
-
     from mtrl.fast import rows
 
-    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    possible = device.type == "cpu" and there and rows.available()
+    if kernels == "compiled" and not compiler_is_there():
+        raise ConfigError(
+            "agent.kernels: 'compiled' needs torch of at least 2.8 and a C++ compiler (g++, clang++, or what CXX "
+            "names); use auto"
+        )
+    if kernels == "auto" and updates >= WORTH_COMPILING and device.type == "cpu" and compiler_is_there():
+        return "compiled"
+    possible = onednn_is_there(device) and rows.available()
     if kernels == "onednn" and not possible:
         raise ConfigError(
             f"agent.kernels: 'onednn' is not there on {device.type} with this torch; use torch, plain or auto"
         )
     return ("onednn" if possible else "torch") if kernels == "auto" else kernels
+
+
+def compiler_is_there() -> bool:
+    """Whether torch's inductor, and the compiler that it calls, are installed."""
+    import torch
+
+    named = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    return torch.__version__ >= "2.8" and any(map(shutil.which, named))
+
+
+def onednn_is_there(device: torch.device) -> bool:
+    """Whether torch has oneDNN's products on this device."""
+    import torch
+
+    return device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def choose_threads(threads: int | Literal["auto"]) -> int:

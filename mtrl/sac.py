@@ -9,6 +9,7 @@ hand in all tasks at once (:mod:`mtrl.gradients`); with ``agent.kernels: plain``
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -20,10 +21,11 @@ from torch import Tensor
 from mtrl.config import AgentConfig, ConfigError, NetworkConfig
 from mtrl.fast.casts import Casts
 from mtrl.fast.chain import Chains
-from mtrl.gradients import FACTORED, PLAIN, Gradient
-from mtrl.layers import PlainLayers
+from mtrl.fast.graphs import CompiledPath
+from mtrl.gradients import FACTORED, PLAIN, Gradient, Path
+from mtrl.layers import LayerRunner, PlainLayers
 from mtrl.learner import Learner, decayed
-from mtrl.machine import choose_kernels, choose_precision, mkl_is_fast
+from mtrl.machine import choose_kernels, choose_precision, mkl_is_fast, onednn_is_there
 from mtrl.networks import (
     Actor,
     Critic,
@@ -61,6 +63,15 @@ class Networks:
 
     actor: Actor
     critic: Critic
+
+
+class Functions(NamedTuple):
+    """What an update computes of one task."""
+
+    target: Callable[..., Any]
+    critic: Callable[..., Any]
+    actor: Callable[..., Any]
+    temperature: Callable[..., Any]
 
 
 def mean(x: Tensor, weight: Tensor | None) -> Tensor:
@@ -202,9 +213,20 @@ class MTSAC:
         precision = choose_precision(config.precision, device)
         self.all_at_once = actor_net.all_at_once and critic_net.all_at_once
         # what is written for one task alone, vmap makes T
-        kind = choose_kernels(config.kernels, device) if self.all_at_once else "plain"
-        self.path = PLAIN if kind == "plain" else FACTORED
-        self.nets = Networks(actor_net, critic_net)
+        kind = choose_kernels(config.kernels, device)
+        fast = self.all_at_once and kind != "plain"
+        path = FACTORED if fast else PLAIN
+        self.path: Path = CompiledPath(path) if kind == "compiled" else path
+        self.nets = nets = Networks(actor_net, critic_net)
+        self.functions = Functions(
+            partial(td_target, nets=nets, gamma=config.gamma),
+            partial(critic_loss, nets=nets),
+            partial(actor_loss, nets=nets),
+            partial(
+                temperature_loss, target_entropy=self.target_entropy,
+                through_alpha=config.temperature.loss == "alpha",
+            ),
+        )  # fmt: skip
 
         shared, initial = config.temperature.shared, config.temperature.initial
         log_alpha = {"log_alpha": torch.full((1,) if shared else (T, 1), initial, device=device).log()}
@@ -226,7 +248,7 @@ class MTSAC:
         combine = config.temperature.combine and config.temperature.shared and apply_to == "both"
         chosen = method(name_for("actor") if combine else "unitary", "temperature")
         # its parameter is in no layer: its own gradients, where they are wanted, are vmap's
-        path = self.path if isinstance(chosen, Scalarization) else PLAIN
+        temperature_path = self.path if isinstance(chosen, Scalarization) else PLAIN
         self.learners = {
             "critic": Learner(
                 laid_out(critic_net, critic, config.critic), method(name_for("critic"), "critic"), self.path,
@@ -237,7 +259,8 @@ class MTSAC:
                 config.actor.learning_rate, config.actor,
             ),
             "temperature": Learner(
-                Weights.laid_out(temperature, [], [["log_alpha"]]), chosen, path, config.temperature.learning_rate
+                Weights.laid_out(temperature, [], [["log_alpha"]]), chosen, temperature_path,
+                config.temperature.learning_rate,
             ),
         }  # fmt: skip
         learned = {name: learner.weights for name, learner in self.learners.items()}
@@ -252,8 +275,13 @@ class MTSAC:
 
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         buffers = [learned["critic"].buffer, learned["actor"].buffer, self.averages["target"][0].buffer]
-        chains = Chains(dtype, kind == "onednn", mkl_is_fast(), Casts(buffers))
-        run = PlainLayers(dtype) if kind == "plain" else chains
+        run: LayerRunner
+        if not fast:
+            run = PlainLayers(dtype)
+        elif kind == "compiled":  # a graph takes parameters, not buffers
+            run = Chains(dtype, onednn_is_there(device), mkl_is_fast(), traced=True)
+        else:
+            run = Chains(dtype, kind == "onednn", mkl_is_fast(), casts=Casts(buffers))
         for module in (*actor_net.modules(), *critic_net.modules()):
             if isinstance(module, LayerModule):
                 module.run = run
@@ -332,9 +360,8 @@ class MTSAC:
         batch = batch._replace(rewards=batch.rewards / scale.unsqueeze(1))
         with torch.no_grad():
             target = self.path.over_tasks(
-                partial(td_target, nets=self.nets, gamma=self.config.gamma),
-                self.actor, self.target, alpha, self.one_hot, batch, noise.next_action, noise.target_masks,
-                ceiling,
+                self.functions.target, self.actor, self.target, alpha, self.one_hot, batch,
+                noise.next_action, noise.target_masks, ceiling,
             )  # fmt: skip
 
         metrics: dict[str, Any] = {"alpha": alpha, "reward_scale": scale}
@@ -347,19 +374,12 @@ class MTSAC:
                 metrics[f"conflict_{name}"] = conflict
             return gradient
 
-        critic = step(
-            "critic", partial(critic_loss, nets=self.nets), self.one_hot, batch, target, noise.critic_masks
-        )
+        critic = step("critic", self.functions.critic, self.one_hot, batch, target, noise.critic_masks)
         actor = step(
-            "actor", partial(actor_loss, nets=self.nets),
-            self.critic.detach(), alpha, self.one_hot, batch,
+            "actor", self.functions.actor, self.critic.detach(), alpha, self.one_hot, batch,
             noise.action, noise.actor_masks, noise.actor_critic_masks,
         )  # fmt: skip
-        temperature = partial(
-            temperature_loss, target_entropy=self.target_entropy,
-            through_alpha=self.config.temperature.loss == "alpha",
-        )  # fmt: skip
-        self.learners["temperature"].step(temperature, actor.aux, present=present)
+        self.learners["temperature"].step(self.functions.temperature, actor.aux, present=present)
         for average, learned, tau in self.averages.values():
             average.follow(learned, tau)
         return {**metrics, "q": critic.aux, "log_prob": actor.aux}

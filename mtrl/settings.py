@@ -611,7 +611,7 @@ def settle(request: Request, run: Path, device: Literal["cpu", "cuda"]) -> Reque
     """
     import torch
 
-    from mtrl.machine import choose_kernels, choose_precision, choose_threads
+    from mtrl.machine import choose_kernels, choose_precision, choose_threads, mkl_is_fast
 
     config, agent = request.config, request.config.agent
     started: dict[str, Any] = dict(flat_items(read_settings(run))) if run.is_file() else {}
@@ -623,7 +623,10 @@ def settle(request: Request, run: Path, device: Literal["cpu", "cuda"]) -> Reque
     place = torch.device(device)
     threads = settled("threads", config.threads, choose_threads)
     precision = settled("agent.precision", agent.precision, partial(choose_precision, device=place))
-    kernels = settled("agent.kernels", agent.kernels, partial(choose_kernels, device=place))
+    # uniform sampling has other shapes at every update; products that inductor calls are MKL's
+    compilable = config.replay.sampling == "balanced" and (precision == "bf16" or mkl_is_fast())
+    updates = config.updates_per_step * config.total_steps_per_task if compilable else 0
+    kernels = settled("agent.kernels", agent.kernels, partial(choose_kernels, device=place, updates=updates))
     agent = replace(agent, precision=precision, kernels=kernels)
     config = replace(config, threads=threads, device=device, agent=agent)
     text = plain({**dataclasses.asdict(config), "protocol": request.protocol.to_dict()})

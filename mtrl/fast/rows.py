@@ -2,7 +2,7 @@
 
 Forward: layer norm, relu and rounding to the products' dtype. Backward: relu, layer norm, rounding, and the
 sums over each task's rows that are its gradients of the layer norm's parameters and of the bias before it. Compiled
-(:mod:`mtrl.fast.compiled`) or in torch's operations.
+(:mod:`mtrl.fast.passes`) or in torch's operations.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def norm_forward(
         return (y.relu_() if relu else y).to(x.dtype), mean, rstd
     x = x.contiguous()
     y, mean, rstd = torch.empty_like(x), gamma.new_empty(groups, rows), gamma.new_empty(groups, rows)
-    from mtrl.fast.compiled import FORWARD  # compiles when it is first needed
+    from mtrl.fast.passes import FORWARD  # compiles when it is first needed
 
     FORWARD[x.dtype](
         x.data_ptr(), (x if bias is None else bias).data_ptr(), gamma.data_ptr(), beta.data_ptr(),
@@ -87,7 +87,7 @@ def norm_backward(
     d, x = d.contiguous(), x.contiguous()
     dx = torch.empty_like(x)
     sums = gamma.new_empty(groups if wanted else 0, tasks, 3, n)
-    from mtrl.fast.compiled import BACKWARD
+    from mtrl.fast.passes import BACKWARD
 
     BACKWARD[x.dtype](
         d.data_ptr(), x.data_ptr(), (x if bias is None else bias).data_ptr(),
@@ -120,7 +120,7 @@ class Mixture(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, shares: Tensor, parts: Tensor) -> Tensor:
-        from mtrl.fast.compiled import MIX
+        from mtrl.fast.passes import MIX
 
         shares, parts = shares.contiguous(), parts.contiguous()
         ctx.save_for_backward(shares, parts)
@@ -130,7 +130,7 @@ class Mixture(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
-        from mtrl.fast.compiled import UNMIX
+        from mtrl.fast.passes import UNMIX
 
         shares, parts = ctx.saved_tensors
         d = d.contiguous()

@@ -177,6 +177,9 @@ class MultiTaskOptimizer(ABC):
 class Scalarization(MultiTaskOptimizer):
     """Weights from the losses: one loss ``(weights * losses).sum()``, one backward pass."""
 
+    reads_losses: ClassVar[bool] = True
+    """Whether the weights depend on the losses, not only on their number."""
+
     @abstractmethod
     def weights(self, losses: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Losses ``[n]`` -> weights ``[n]``, detached, of the same dtype and device. It may learn from the losses.

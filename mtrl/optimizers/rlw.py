@@ -19,6 +19,7 @@ class RLW(Scalarization):
 
     paper = "Lin et al. 2022, TMLR, arXiv:2111.10603"
     formula = "w ~ Dirichlet(1, ..., 1), or w = softmax(z) with z ~ Normal(0, I)"
+    reads_losses = False
 
     def __init__(
         self, num_tasks: int, *, seed: int = 0, distribution: Literal["dirichlet", "normal"] = "dirichlet"

@@ -20,6 +20,7 @@ class Static(Scalarization):
 
     paper = "linear scalarization; studied in Xin et al. 2022, NeurIPS, arXiv:2209.11379"
     formula = "w_i = weights_i / sum_j weights_j"
+    reads_losses = False
 
     def __init__(self, num_tasks: int, *, seed: int = 0, weights: list[float] | None = None) -> None:
         super().__init__(num_tasks, seed=seed)

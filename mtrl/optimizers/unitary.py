@@ -16,6 +16,7 @@ class Unitary(Scalarization):
 
     paper = "Kurin et al. 2022, NeurIPS, arXiv:2201.04122"
     formula = "w = 1/T"
+    reads_losses = False
 
     def weights(self, losses: Tensor, tasks: Tensor | None = None) -> Tensor:
         return torch.full_like(losses, 1 / len(losses))

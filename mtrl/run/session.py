@@ -98,7 +98,11 @@ class Session:
                 f"replay up to {replay:.2f} GB -> {run.path}"
             )
             agent = self.trainer.agent
-            if self.config.agent.kernels != "plain" and not agent.all_at_once:
+            if self.config.agent.kernels == "compiled":
+                report(
+                    "compiling the update: half a minute to two; some ten seconds where this was done before"
+                )
+            elif self.config.agent.kernels != "plain" and not agent.all_at_once:
                 report(
                     "note: this network is written for one task alone, so vmap runs it in stock torch: slower, "
                     "and right (docs/networks.md)"

@@ -1,0 +1,199 @@
+"""An update's functions as graphs: each is traced once, compiled by torch's inductor, and from then on is one call.
+
+A graph holds forward and backward pass together, so that between two matrix products there is one loop over the
+numbers, and no Python. What is traced is what would have run: any network and any loss, as long as no operation
+depends on a number in a tensor. A graph is of the shapes that it was traced with; others are traced anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from mtrl.config import ConfigError
+from mtrl.gradients import EagerPath, Loss, TaskGradients, Weighted, weighted_gradient
+from mtrl.optimizers import Scalarization, of_present
+from mtrl.parameters import Parameters
+
+MOST = 32  # graphs of one agent: more are a sign of shapes that never repeat
+
+
+class Graphs:
+    """Functions of tensors, called by graph.
+
+    Args are tensors, numbers and None, in nests of tuples, dictionaries and dataclasses; so are results. A result's
+    tensors have no history.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[Hashable, tuple[Callable[..., Any], Any]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy compiles its own."""
+        return Graphs, ()
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        """``function(*args)``. What is not in ``args`` has to be the same for every call with an equal function.
+
+        Raises:
+            ConfigError: the function cannot be traced, or its graph not be compiled.
+        """
+        given: list[Tensor] = []
+        key = (function, layout(args, given))
+        if key not in self._graphs:
+            self._graphs[key] = self._compiled(function, args, given)
+        run, result = self._graphs[key]
+        with torch.no_grad():
+            found = iter(run(*given))
+        return mapped(result, lambda _: next(found))
+
+    def _compiled(
+        self, function: Callable[..., Any], args: Any, given: list[Tensor]
+    ) -> tuple[Callable[..., Any], Any]:
+        import torch._inductor  # seconds
+
+        if len(self._graphs) == MOST:
+            raise ConfigError(
+                f"agent.kernels: 'compiled' is not valid; every update has other shapes than the {MOST} that have "
+                "been compiled; use auto"
+            )
+        result = None
+
+        def flat(*tensors: Tensor) -> list[Tensor]:
+            nonlocal result
+            left = iter(tensors)
+            made: list[Tensor] = []
+            result = function(*mapped(args, lambda _: next(left)))
+            mapped(result, made.append)
+            return made
+
+        examples = [tensor.detach() for tensor in given]
+        try:
+            with torch.enable_grad():
+                graph = make_fx(flat)(*examples)
+            with torch.no_grad():
+                run = torch._inductor.standalone_compile(
+                    graph, [*examples], dynamic_shapes="from_example_inputs"
+                )
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"agent.kernels: 'compiled' is not possible here ({reason}); use auto"
+            ) from error
+        return run, mapped(result, lambda _: PLACE)
+
+
+PLACE = torch.empty(0)  # where a result has a tensor
+
+
+def layout(value: Any, found: list[Tensor]) -> Hashable:
+    """What a graph depends on of its arguments; their tensors, in order, go to ``found``."""
+    if isinstance(value, Tensor):
+        found.append(value)
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, dict):
+        return tuple(value), tuple(layout(item, found) for item in value.values())
+    if isinstance(value, tuple) and not isinstance(value, torch.Size):
+        return tuple(layout(item, found) for item in value)
+    if dataclasses.is_dataclass(value):
+        return tuple(layout(getattr(value, f.name), found) for f in dataclasses.fields(value))
+    return value  # type: ignore[no-any-return]
+
+
+def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The same nest with its tensors changed, in the order of :func:`layout`."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: mapped(item, change) for key, item in value.items()}
+    if isinstance(value, tuple) and not isinstance(value, torch.Size):
+        items = [mapped(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(
+            value, **{f.name: mapped(getattr(value, f.name), change) for f in dataclasses.fields(value)}
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A function of tensors, equal to another of the same origin: what :class:`Graphs` knows it by.
+
+    Attributes:
+        body: called as ``body(*of, *args)``.
+        of: what it is made of, compared by identity or value.
+    """
+
+    body: Callable[..., Any]
+    of: tuple[Any, ...]
+
+    def __call__(self, *args: Any) -> Any:
+        return self.body(*self.of, *args)
+
+
+@dataclass(frozen=True)
+class CompiledPath:
+    """A :class:`mtrl.gradients.Path` whose functions run as graphs.
+
+    Args:
+        eager: what is traced.
+    """
+
+    eager: EagerPath
+    graphs: Graphs = field(default_factory=Graphs)
+
+    def over_tasks(self, function: Callable[..., Any], *args: Any) -> Any:
+        return self.graphs(Traced(self.eager.over_tasks, (function,)), *args)
+
+    def per_task(self, loss: Loss, params: Parameters, *inputs: Any) -> TaskGradients:
+        tasks: TaskGradients = self.graphs(Traced(per_task, (self.eager, loss)), params, *inputs)
+        return tasks
+
+    def with_gramian(self, loss: Loss, params: Parameters, *inputs: Any) -> tuple[TaskGradients, Tensor]:
+        found: tuple[TaskGradients, Tensor] = self.graphs(
+            Traced(with_gramian, (self.eager, loss)), params, *inputs
+        )
+        return found
+
+    def combine(self, tasks: TaskGradients, weights: Tensor) -> dict[str, Tensor]:
+        combined: dict[str, Tensor] = self.graphs(Traced(self.eager.combine, ()), tasks, weights)
+        return combined
+
+    def weighted(
+        self, optimizer: Scalarization, present: Tensor | None, loss: Loss, params: Parameters, *inputs: Any
+    ) -> Weighted:
+        """Losses that the weights depend on take a forward pass of their own."""
+        if optimizer.reads_losses:
+            losses = self.over_tasks(loss, params, *inputs)[0]
+        else:
+            losses = next(tensor for _, tensor in params.tensors()).new_ones(optimizer.num_tasks)
+        weights = of_present(optimizer, losses, present)
+        found: Weighted = self.graphs(Traced(weighted, (self.eager, loss)), weights, params, *inputs)
+        return found
+
+
+def per_task(path: EagerPath, loss: Loss, params: Parameters, *inputs: Any) -> TaskGradients:
+    return path.per_task(loss, leaves(params), *inputs)
+
+
+def with_gramian(
+    path: EagerPath, loss: Loss, params: Parameters, *inputs: Any
+) -> tuple[TaskGradients, Tensor]:
+    return path.with_gramian(loss, leaves(params), *inputs)
+
+
+def weighted(path: EagerPath, loss: Loss, weights: Tensor, params: Parameters, *inputs: Any) -> Weighted:
+    params = leaves(params)
+    losses, aux = path.over_tasks(loss, params, *inputs)
+    return weighted_gradient(weights, losses, aux, params)
+
+
+def leaves(params: Parameters) -> Parameters:
+    return params.map(lambda tensor: tensor.detach().requires_grad_())

@@ -1,0 +1,173 @@
+"""Compiled updates: what a graph computes is what was traced, for every kind of method and network."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch._inductor
+from torch import Tensor
+
+from mtrl.config import ActorConfig, AgentConfig, ArchitectureConfig, ConfigError, CriticConfig
+from mtrl.fast import graphs
+from mtrl.fast.graphs import CompiledPath, Graphs
+from mtrl.gradients import FACTORED, PLAIN
+from mtrl.replay import Batch
+from mtrl.sac import MTSAC
+
+T, B, D, A = 3, 4, 5, 2
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Graphs are traced, but run as torch's operations one by one: no compiler's time."""
+    monkeypatch.setattr(
+        torch._inductor, "standalone_compile", lambda graph, examples, **_: lambda *args: graph(*args)
+    )
+
+
+def make(method: str, kernels: str, network: str = "mlp", **settings) -> MTSAC:
+    part = {"hidden": (8, 8), "layer_norm": True}
+    config = AgentConfig(
+        actor=ActorConfig(**part), critic=CriticConfig(**part), network=ArchitectureConfig(network),
+        task_input="embedding", embedding_dim=3, precision="fp32", kernels=kernels, **settings,
+    )  # fmt: skip
+    return MTSAC(D, A, tuple("abc"), config, optimizer=method, seed=1)
+
+
+def batch(seed: int, weight: Tensor | None = None) -> Batch:
+    draw = torch.Generator().manual_seed(seed)
+    rows = [torch.randn(T, B, n, generator=draw) for n in (D, A, D)]
+    rewards, end = torch.randn(2, T, B, generator=draw)
+    return Batch(rows[0], rows[1].tanh(), rewards, rows[2], (end > 1).float(), weight)
+
+
+def assert_three_steps_agree(first: MTSAC, second: MTSAC, weight: Tensor | None = None) -> None:
+    for step in range(3):
+        noise = first.draw_noise(B)
+        told = [agent.update(batch(step, weight), noise, diagnose=step == 2) for agent in (first, second)]
+        for key in ("critic_loss", "actor_loss", "critic_weights", "actor_weights", "q"):
+            torch.testing.assert_close(told[0][key], told[1][key], rtol=1e-4, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(
+        told[0]["conflict_actor"].gramian, told[1]["conflict_actor"].gramian, rtol=1e-3, atol=1e-6
+    )
+    for name in ("actor", "critic", "target", "averaged", "temperature"):
+        for (key, mine), (_, theirs) in zip(
+            getattr(first, name).tensors(), getattr(second, name).tensors(), strict=True
+        ):
+            torch.testing.assert_close(
+                mine, theirs, rtol=1e-4, atol=1e-5, msg=lambda text, k=key: f"{k}: {text}"
+            )
+
+
+@pytest.mark.parametrize("method", ["unitary", "pcgrad"])
+def test_three_compiled_steps_are_three_steps_of_plain_torch(method):
+    assert_three_steps_agree(make(method, "plain"), make(method, "compiled"))
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("method", ["uncertainty", "famo", "rlw", "static", "graddrop", "cagrad"])
+def test_three_steps_by_graph_are_three_steps_without_for_each_kind_of_method(method):
+    agent = make(method, "compiled")
+    assert agent.path == CompiledPath(FACTORED, agent.path.graphs)
+    assert_three_steps_agree(make(method, "torch"), agent)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    "network", ["film", "mmoe", "ple", "small_towers", "soft_modules", "paco", "moore", "care"]
+)
+def test_three_steps_by_graph_are_three_steps_without_for_each_network(network):
+    assert_three_steps_agree(make("pcgrad", "torch", network), make("pcgrad", "compiled", network))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_graph_takes_tasks_without_rows_bounded_targets_and_shared_temperatures():
+    from mtrl.config import TemperatureConfig
+
+    weight = torch.tensor([[1.0] * B, [1.0, 0.0, 1.0, 0.0], [0.0] * B])
+    settings = {"target_clip": True, "temperature": TemperatureConfig(shared=True, combine=True)}
+    for method in ("unitary", "pcgrad"):
+        pair = (make(method, kernels, policy_tau=0.1, **settings) for kernels in ("torch", "compiled"))
+        assert_three_steps_agree(*pair, weight)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_network_for_one_task_alone_is_traced_under_vmap(monkeypatch):
+    from mtrl.networks.mlp import MLP
+
+    plain = make("pcgrad", "plain")
+    monkeypatch.setattr(MLP, "all_at_once", False)
+    agent = make("pcgrad", "compiled")
+    assert agent.path.eager is PLAIN
+    assert_three_steps_agree(plain, agent)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_an_agent_goes_on_from_its_state_bit_for_bit():
+    first = make("pcgrad", "compiled")
+    first.update(batch(0))
+    state = copy.deepcopy(first.state_dict())
+    second = make("pcgrad", "compiled")
+    second.load_state_dict(state)
+    for agent in (first, second):
+        agent.update(batch(1))
+    for (_, mine), (_, theirs) in zip(first.actor.tensors(), second.actor.tensors(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    second: Tensor | None
+
+
+def shifted(pair: Pair, named: dict[str, Tensor], by: float, sign: int = 1) -> tuple[Pair, dict[str, Tensor]]:
+    return Pair(pair.first + sign * by, pair.second), {k: 2 * v for k, v in named.items()}
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_what_a_graph_is_given_and_gives_is_a_nest(monkeypatch):
+    traced = []
+    make_fx = graphs.make_fx
+    monkeypatch.setattr(graphs, "make_fx", lambda function: traced.append(1) or make_fx(function))
+    call, x = Graphs(), torch.arange(3.0)
+    for number in (1.0, 1.0, 2.0):  # a number is part of the graph
+        result = call(shifted, Pair(x + number, None), {"a": x, "b": x[:1]}, number)
+        assert isinstance(result[0], Pair)
+        assert result[0].second is None
+        assert torch.equal(result[0].first, x + 2 * number)
+        assert [*result[1]] == ["a", "b"]
+        assert torch.equal(result[1]["b"], 2 * x[:1])
+    assert len(traced) == 2
+    for pair in (Pair(x[:2], None), Pair(x[::2], None), Pair(x.double(), None), Pair(x, x)):
+        result = call(shifted, pair, {}, 1.0)
+        assert torch.equal(result[0].first, pair.first + 1)
+        assert (result[0].second is None) == (pair.second is None)
+    assert len(traced) == 6
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_functions_of_one_body_that_are_made_of_different_things_have_different_graphs():
+    call, x = Graphs(), torch.ones(2)
+    down, up = partial(shifted, sign=-1), partial(shifted, sign=1)
+    assert torch.equal(call(down, Pair(x, None), {}, 1.0)[0].first, torch.zeros(2))
+    assert torch.equal(call(up, Pair(x, None), {}, 1.0)[0].first, 2 * x)
+
+
+def test_what_cannot_be_traced_is_bad_input_in_one_line():
+    with pytest.raises(ConfigError, match=r"agent\.kernels: 'compiled' is not possible here .*; use auto"):
+        Graphs()(lambda x: x * x.sum().item(), torch.ones(3))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_shapes_that_never_repeat_are_bad_input(monkeypatch):
+    monkeypatch.setattr(graphs, "MOST", 3)
+    call = Graphs()
+    for n in range(3):
+        call(torch.neg, torch.ones(n + 1))
+    with pytest.raises(ConfigError, match="other shapes than the 3 that have been compiled"):
+        call(torch.neg, torch.ones(9))
+    assert torch.equal(call(torch.neg, torch.ones(2)), -torch.ones(2))
