@@ -1,6 +1,6 @@
 """What each network's update costs over the plain one's, at the size of `mt10_fast` and its variants.
 
-python benchmarks/networks.py [--rounds 30] [--precision fp32] [--json FILE]
+python benchmarks/networks.py [--rounds 30] [--precision fp32] [--kernels auto] [--json FILE]
 
 One thread. The updates of all configs take turns, so that a ratio is of neighbours in time. The last column is the
 ratio over that of the matrix products' FLOPs: what a network costs beyond its products.
@@ -27,6 +27,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--kernels", default="auto", help="compiled takes a quarter of an hour before")
     parser.add_argument("--optimizer", default="unitary")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -39,7 +40,7 @@ def main() -> None:
     batch = make_batch(10, 32)
 
     def update(config):
-        agent = make_agent(10, config.agent, args.optimizer, precision=args.precision)
+        agent = make_agent(10, config.agent, args.optimizer, precision=args.precision, kernels=args.kernels)
         return lambda: agent.update(batch)
 
     seconds = take_turns({name: update(config) for name, config in configs.items()}, args.rounds)
@@ -55,7 +56,10 @@ def main() -> None:
         }  # fmt: skip
         print(f"{name:14} {rows[name]['ms']:6.1f} {ratio:9.2f} {flops:6.2f} {ratio / flops:7.2f}")
     if args.json:
-        args.json.write_text(json.dumps({"precision": args.precision, "networks": rows}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"precision": args.precision, "kernels": args.kernels, "networks": rows}, indent=1)
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import shutil
+from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from mtrl.config import ConfigError
@@ -63,12 +63,9 @@ def choose_kernels(kernels: Kind | Literal["auto"], device: torch.device, update
     """
     from mtrl.fast import rows
 
-    if kernels == "compiled" and not compiler_is_there():
-        raise ConfigError(
-            "agent.kernels: 'compiled' needs torch of at least 2.8 and a C++ compiler (g++, clang++, or what CXX "
-            "names); use auto"
-        )
-    if kernels == "auto" and updates >= WORTH_COMPILING and device.type == "cpu" and compiler_is_there():
+    if kernels == "compiled" and why_not_compiled():
+        raise ConfigError(why_not_compiled())
+    if kernels == "auto" and updates >= WORTH_COMPILING and device.type == "cpu" and not why_not_compiled():
         return "compiled"
     possible = onednn_is_there(device) and rows.available()
     if kernels == "onednn" and not possible:
@@ -78,12 +75,20 @@ def choose_kernels(kernels: Kind | Literal["auto"], device: torch.device, update
     return ("onednn" if possible else "torch") if kernels == "auto" else kernels
 
 
-def compiler_is_there() -> bool:
-    """Whether torch's inductor, and the compiler that it calls, are installed."""
+@cache
+def why_not_compiled() -> str:
+    """Why torch's inductor cannot compile here, by an attempt; nothing where it can."""
     import torch
 
-    named = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
-    return torch.__version__ >= "2.8" and any(map(shutil.which, named))
+    from mtrl.fast.graphs import Graphs
+
+    if torch.__version__ < "2.8":
+        return f"agent.kernels: 'compiled' needs torch 2.8, and this is {torch.__version__}; use auto"
+    try:
+        Graphs()(torch.neg, torch.ones(1))
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def onednn_is_there(device: torch.device) -> bool:

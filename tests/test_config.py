@@ -18,7 +18,7 @@ from mtrl.config import (
     TrainConfig,
     nearest,
 )
-from mtrl.settings import parse_train
+from mtrl.settings import parse_train, settle
 
 NAN = float("nan")
 BAD: list[tuple[type, str, str, Any]] = [
@@ -119,3 +119,32 @@ def test_a_setting_by_its_dotted_name_overrides_the_file_and_nothing_else():
     assert other.optimizer.name == "pcgrad"
     assert other.agent.actor == plain.agent.actor
     assert dataclasses.replace(other, agent=plain.agent, optimizer=plain.optimizer) == plain
+
+
+def test_a_long_run_of_one_shape_is_compiled(tmp_path, monkeypatch):
+    monkeypatch.setattr("mtrl.machine.why_not_compiled", lambda: "")
+    monkeypatch.setattr("mtrl.machine.bf16_is_fast", lambda: True)
+
+    def kernels(*arguments: str) -> str:
+        request = settle(parse_train(["--config=mt10_fast", *arguments]), tmp_path / "config.yaml", "cpu")
+        (tmp_path / "settled").write_text(request.text)
+        return request.config.agent.kernels
+
+    assert kernels() == "compiled"
+    before = (tmp_path / "settled").read_text()
+    assert kernels("--total_steps_per_task=19999") != "compiled"
+    assert kernels("--total_steps_per_task=10000", "--updates_per_step=2") == "compiled"
+    assert kernels("--replay.sampling=uniform") != "compiled"
+    assert kernels("--agent.kernels=torch") == "torch"
+    monkeypatch.setattr("mtrl.machine.mkl_is_fast", lambda: False)
+    assert kernels("--agent.precision=fp32") != "compiled"
+    assert kernels("--agent.precision=bf16") == "compiled"
+    (tmp_path / "config.yaml").write_text(before)  # a run goes on with what it began with
+    assert kernels("--total_steps_per_task=100") == "compiled"
+
+
+def test_graphs_of_one_shape_and_uniform_sampling_do_not_go_together():
+    with pytest.raises(
+        ConfigError, match=r"agent\.kernels: 'compiled' is not valid; .*replay.sampling balanced"
+    ):
+        parse_train(["--config=mt10", "--agent.kernels=compiled", "--replay.sampling=uniform"])

@@ -12,12 +12,14 @@ import torch
 
 from mtrl.config import ConfigError
 from mtrl.machine import (
+    WORTH_COMPILING,
     bf16_is_fast,
     choose_kernels,
     choose_precision,
     choose_threads,
     keep_freed_memory,
     mkl_is_fast,
+    why_not_compiled,
 )
 
 CPU = torch.device("cpu")
@@ -40,6 +42,32 @@ def test_onednn_where_it_is_not_is_bad_input(monkeypatch):
     assert choose_kernels("auto", CPU) == "torch"
     with pytest.raises(ConfigError, match="use torch, plain or auto"):
         choose_kernels("onednn", CPU)
+
+
+def test_many_updates_are_worth_compiling_where_that_is_possible(monkeypatch):
+    monkeypatch.setattr("mtrl.machine.why_not_compiled", lambda: "")
+    assert choose_kernels("auto", CPU, updates=WORTH_COMPILING) == "compiled"
+    assert choose_kernels("auto", CPU, updates=WORTH_COMPILING - 1) != "compiled"
+    assert choose_kernels("auto", torch.device("cuda"), updates=10**6) == "torch"
+    assert choose_kernels("torch", CPU, updates=10**6) == "torch"
+    assert choose_kernels("compiled", CPU) == "compiled"
+    monkeypatch.setattr("mtrl.machine.why_not_compiled", lambda: "agent.kernels: 'compiled' failed: no g++")
+    assert choose_kernels("auto", CPU, updates=10**6) != "compiled"
+    with pytest.raises(ConfigError, match=r"^agent\.kernels: 'compiled' failed: no g\+\+$"):
+        choose_kernels("compiled", CPU)
+
+
+def test_a_compiler_that_fails_is_found_before_training(monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("C++ compile error\nand a page of text")
+
+    why_not_compiled.cache_clear()
+    monkeypatch.setattr("torch._inductor.standalone_compile", fail)
+    assert why_not_compiled() == "agent.kernels: 'compiled' failed, use auto: C++ compile error"
+    why_not_compiled.cache_clear()
+    monkeypatch.setattr(torch, "__version__", "2.7.1")
+    assert why_not_compiled() == "agent.kernels: 'compiled' needs torch 2.8, and this is 2.7.1; use auto"
+    why_not_compiled.cache_clear()
 
 
 def test_bfloat16_is_fast_where_the_flags_say_so(monkeypatch, tmp_path):

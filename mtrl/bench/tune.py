@@ -41,12 +41,15 @@ def time_choices(
     rows: int,
     threads: Sequence[int],
     rounds: int,
+    compiled: bool = False,
 ) -> list[Choice]:
-    """Every combination, float32 and few threads first; Meta-World's observations and actions."""
-    best = choose_kernels("auto", torch.device("cpu"))
-    kernels = tuple(
-        kind for kind in choices("kernels") if kind != "onednn" or kind == best
-    )  # it may not be there
+    """Every combination, float32 and few threads first; Meta-World's observations and actions.
+
+    Args:
+        compiled: whether these kernels are among them.
+    """
+    there = {"onednn": choose_kernels("auto", torch.device("cpu")) == "onednn", "compiled": compiled}
+    kernels = tuple(kind for kind in choices("kernels") if there.get(kind, True))
     settings = {"precision": choices("precision"), "kernels": kernels}
     batch = make_batch(tasks, rows)
     combined = [

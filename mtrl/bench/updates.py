@@ -31,7 +31,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def update_ratios(
     rounds: int, peaks: Mapping[str, Peak], settings: Mapping[str, Setting] = SETTINGS,
-    capacity: int = CAPACITY, say: Callable[[str], None] = lambda text: None,
+    capacity: int = CAPACITY, kernels: str = "auto", say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Ratio]:  # fmt: skip
     """Every ratio that needs no environment.
 
@@ -41,6 +41,7 @@ def update_ratios(
             round is the update's FLOPs at the speed that it had in this round.
         settings: by the letter in the keys.
         capacity: transitions of each task in the replay that is sampled.
+        kernels: ``agent.kernels`` of what is timed against unitary and the floor.
         say: told what is timed next.
     """
     ratios: dict[str, Ratio] = {}
@@ -52,17 +53,19 @@ def update_ratios(
             turns = rounds if precision == "fp32" or bf16_is_fast() else min(rounds, EMULATED_ROUNDS)
             own = setting.threads is not None and setting.threads != threads
             peak = find_peak(DTYPES[precision]) if own else peaks[precision]
-            ratios |= method_ratios(letter, setting, precision, peak, turns)
+            ratios |= method_ratios(letter, setting, precision, peak, turns, kernels)
     torch.set_num_threads(threads)
     say("the replay")
     return {**ratios, "replay_over_update": replay_ratio(settings["S"], rounds, capacity)}
 
 
-def method_ratios(letter: str, setting: Setting, precision: str, peak: Peak, rounds: int) -> dict[str, Ratio]:
+def method_ratios(
+    letter: str, setting: Setting, precision: str, peak: Peak, rounds: int, kernels: str = "auto"
+) -> dict[str, Ratio]:
     """Each method's whole update over unitary's, in one precision; in S and R also unitary's over the floor."""
     batch, config = make_batch(setting.tasks, setting.rows), agent_config(setting)
 
-    def update(method: str, path: Path | None = None, kernels: str = "auto") -> Callable[[], Any]:
+    def update(method: str, path: Path | None = None, kernels: str = kernels) -> Callable[[], Any]:
         agent = make_agent(setting.tasks, config, method, precision=precision, kernels=kernels)
         if path is not None:
             agent.learners["critic"].path = agent.learners["actor"].path = path

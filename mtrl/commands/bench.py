@@ -33,6 +33,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("what", nargs="?", choices=["optimizers"], help="only this")
     parser.add_argument("--quick", action="store_true", help="only the ratios that need no environment")
     parser.add_argument("--tune", action="store_true", help="recommend precision, kernels and threads")
+    parser.add_argument(
+        "--compiled",
+        action="store_true",
+        help="time compiled updates, with --tune too; a quarter of an hour of compilation before",
+    )
     parser.add_argument("--config", type=str, help="whose agent to tune, a config; without it the default's")
     parser.add_argument("--json", type=str, help="write the figures to this file, or - for standard output")
     parser.add_argument(
@@ -46,11 +51,11 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if args.tune:
-        result, table = tune(args.config, args.threads, args.rounds)
+        result, table = tune(args.config, args.threads, args.rounds, args.compiled)
     elif args.what == "optimizers":
         result, table = optimizers(args.rounds)
     else:
-        result, table = report(args.rounds, args.quick)
+        result, table = report(args.rounds, args.quick, "compiled" if args.compiled else "auto")
     if report_json(result, args.json):
         return 0
     show(table)
@@ -91,14 +96,14 @@ def processor() -> str:
     return of_processor("model name").strip() or platform.machine()
 
 
-def report(rounds: int, quick: bool) -> tuple[dict[str, Any], Table]:
+def report(rounds: int, quick: bool, kernels: str) -> tuple[dict[str, Any], Table]:
     """Every ratio, or without the environments', as JSON and as a table."""
     about = machine()
     say("matrix products")
     peaks = {precision: find_peak(dtype) for precision, dtype in DTYPES.items()}
     about["peak_gflops"] = {precision: peak.gflops for precision, peak in peaks.items()}
     about["peak_kernel"] = {precision: describe(peak) for precision, peak in peaks.items()}
-    ratios = update_ratios(rounds, peaks, say=say)
+    ratios = update_ratios(rounds, peaks, kernels=kernels, say=say)
     if not quick:
         ratios |= training_ratios(rounds, torch.get_num_threads(), say=say)
     speeds = ", ".join(f"{gflops:.0f} GFLOP/s {name}" for name, gflops in about["peak_gflops"].items())
@@ -116,6 +121,7 @@ def report(rounds: int, quick: bool) -> tuple[dict[str, Any], Table]:
         "machine": about,
         "settings": {letter: vars(setting) for letter, setting in SETTINGS.items()},
         "rounds": rounds,
+        "kernels": kernels,
         "ratios": {key: ratio.to_dict() for key, ratio in ratios.items()},
     }, table
 
@@ -147,14 +153,14 @@ def optimizers(rounds: int) -> tuple[dict[str, Any], Table]:
     return result, table
 
 
-def tune(name: str | None, threads: str, rounds: int) -> tuple[dict[str, Any], Table]:
+def tune(name: str | None, threads: str, rounds: int, compiled: bool) -> tuple[dict[str, Any], Table]:
     """Every combination of what can be set, and the one to put on the command line; changes nothing."""
     request = parse_train([f"--config={name}"] if name else [])
     config, tasks = request.config, len(request.protocol.task_names)
     rows = max(1, round(config.replay.batch_size))
     most = torch.get_num_threads()
     counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n < most] + [most] if threads == "auto" else [most]
-    listed = time_choices(config.agent, config.optimizer, tasks, rows, counts, rounds)
+    listed = time_choices(config.agent, config.optimizer, tasks, rows, counts, rounds, compiled)
     table = make_table(
         "overrides", "update, ms",
         title=f"{config.optimizer.name}, T = {tasks}, {rows} rows per task, medians of {rounds}",

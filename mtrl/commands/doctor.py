@@ -12,7 +12,14 @@ import torch
 
 from mtrl.bench.peak import find_peak
 from mtrl.envs.screen import drawing
-from mtrl.machine import bf16_is_fast, choose_kernels, choose_precision, choose_threads
+from mtrl.machine import (
+    WORTH_COMPILING,
+    bf16_is_fast,
+    choose_kernels,
+    choose_precision,
+    choose_threads,
+    why_not_compiled,
+)
 from mtrl.replay import free_memory
 from mtrl.results.tables import make_console
 from mtrl.run.folder import versions
@@ -43,7 +50,8 @@ def main(arguments: list[str]) -> int:
     cpu = torch.device("cpu")
     console.print(
         f"auto       on this processor: precision {choose_precision('auto', cpu)}, "
-        f"kernels {choose_kernels('auto', cpu)}, {threads} thread(s)"
+        f"kernels {choose_kernels('auto', cpu)} ({choose_kernels('auto', cpu, WORTH_COMPILING)} from "
+        f"{WORTH_COMPILING:,} updates on), {threads} thread(s)"
     )
     checks: list[tuple[str, Callable[[], str], str, bool]] = [
         (
@@ -51,6 +59,12 @@ def main(arguments: list[str]) -> int:
             step_metaworld,
             "reinstall with `pip install -e .`; unset MUJOCO_GL if mujoco fails to import",
             True,
+        ),
+        (
+            "compiler",
+            compile_something,
+            "install a C++ compiler (g++) and Python's headers for updates in two thirds of the time",
+            False,
         ),
         (
             "rendering",
@@ -90,6 +104,12 @@ def step_metaworld() -> str:
         envs.close()
     seconds = time.perf_counter() - start
     return f"reach-v3 built, reset and stepped in {seconds:.1f} s, observations {observations.shape}"
+
+
+def compile_something() -> str:
+    if why_not_compiled():
+        raise RuntimeError(why_not_compiled())
+    return "torch compiles updates, for runs of many"
 
 
 def render() -> str:

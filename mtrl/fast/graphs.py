@@ -60,8 +60,8 @@ class Graphs:
 
         if len(self._graphs) == MOST:
             raise ConfigError(
-                f"agent.kernels: 'compiled' is not valid; every update has other shapes than the {MOST} that have "
-                "been compiled; use auto"
+                f"agent.kernels: 'compiled' failed, use auto: every update has other shapes than the {MOST} that have "
+                "been compiled"
             )
         result = None
 
@@ -83,9 +83,7 @@ class Graphs:
                 )
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(
-                f"agent.kernels: 'compiled' is not possible here ({reason}); use auto"
-            ) from error
+            raise ConfigError(f"agent.kernels: 'compiled' failed, use auto: {reason}") from error
         return run, mapped(result, lambda _: PLACE)
 
 
