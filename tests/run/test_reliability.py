@@ -455,6 +455,7 @@ def test_sigterm_ends_the_command_with_exit_code_4(tmp_path):
         *POINT,
         f"--run_dir={run}",
         "--total_steps_per_task=100000",
+        "--agent.kernels=torch",
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for(run / "progress.csv", process)
