@@ -61,13 +61,16 @@ def choose_kernels(kernels: Kind | Literal["auto"], device: torch.device, update
     Raises:
         ConfigError: onednn or compiled was asked for and is not there.
     """
+    import torch
+
     from mtrl.fast import rows
 
     if kernels == "compiled" and why_not_compiled():
         raise ConfigError(why_not_compiled())
     if kernels == "auto" and updates >= WORTH_COMPILING and device.type == "cpu" and not why_not_compiled():
         return "compiled"
-    possible = onednn_is_there(device) and rows.available()
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    possible = device.type == "cpu" and there and rows.available()
     if kernels == "onednn" and not possible:
         raise ConfigError(
             f"agent.kernels: 'onednn' is not there on {device.type} with this torch; use torch, plain or auto"
@@ -89,13 +92,6 @@ def why_not_compiled() -> str:
     except ConfigError as error:
         return str(error)
     return ""
-
-
-def onednn_is_there(device: torch.device) -> bool:
-    """Whether torch has oneDNN's products on this device."""
-    import torch
-
-    return device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def choose_threads(threads: int | Literal["auto"]) -> int:

@@ -25,7 +25,7 @@ from mtrl.fast.graphs import CompiledPath
 from mtrl.gradients import FACTORED, PLAIN, Gradient, Path
 from mtrl.layers import LayerRunner, PlainLayers
 from mtrl.learner import Learner, decayed
-from mtrl.machine import choose_kernels, choose_precision, mkl_is_fast, onednn_is_there
+from mtrl.machine import choose_kernels, choose_precision, mkl_is_fast
 from mtrl.networks import (
     Actor,
     Critic,
@@ -279,7 +279,7 @@ class MTSAC:
         if not fast:
             run = PlainLayers(dtype)
         elif kind == "compiled":  # a graph takes parameters, not buffers
-            run = Chains(dtype, onednn_is_there(device), mkl_is_fast(), traced=True)
+            run = Chains(dtype, traced=True)
         else:
             run = Chains(dtype, kind == "onednn", mkl_is_fast(), casts=Casts(buffers))
         for module in (*actor_net.modules(), *critic_net.modules()):

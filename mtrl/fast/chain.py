@@ -130,7 +130,7 @@ class Chains:
             what is not finite in a row may reach the row before it, too (oneDNN on processors with AMX).
         onednn: oneDNN's products and compiled passes over rows, on a processor; else torch's.
         mkl: float32 products are torch's own nevertheless, which can be batched (:func:`mtrl.machine.mkl_is_fast`).
-        traced: a graph is made of the operations (:mod:`mtrl.fast.graphs`), whose compiler makes the passes.
+        traced: a graph is made of the operations, whose compiler makes the passes (:mod:`mtrl.fast.graphs`).
         casts: the buffers that parameters lie in.
     """
 
@@ -174,7 +174,7 @@ class Chains:
 
     def mixture(self, shares: Tensor, parts: Tensor) -> Tensor:
         """``Σ_k shares_k parts_k``: shares ``[..., K]``, parts ``[K, ..., n]`` → ``[..., n]``."""
-        if self.traced or not (self.onednn and parts.dtype == torch.float32 and parts.device.type == "cpu"):
+        if not (self.onednn and parts.dtype == torch.float32 and parts.device.type == "cpu"):
             return PlainLayers().mixture(shares, parts)
         count, *shape, n = parts.shape
         flat = shares.expand(*shape, count).reshape(-1, count), parts.reshape(count, -1, n)
@@ -189,11 +189,10 @@ class Chains:
     ) -> Tensor:
         """``[T, B, out]`` of one stack, ``[K, T, B, out]`` of more; with ``per_task``, weights are each task's own."""
         count, narrow = len(stacks), self._narrow(x)
-        native = self.onednn and narrow in rows.DTYPES and x.device.type == "cpu"
+        compiled = self.onednn and narrow in rows.DTYPES and x.device.type == "cpu"
+        onednn = compiled and not (self.mkl and narrow == torch.float32)
         tape, relus = None if per_task else _tape, [link.relu for link in stacks[0]]
-        mkl = native and self.mkl and narrow == torch.float32
-        onednn = native and not mkl and not self.traced
-        how = How(narrow, x.dtype, native, onednn, mkl, self.traced, tape, self.casts, count, per_task, relus)
+        how = How(narrow, x.dtype, compiled, onednn, self.traced, tape, self.casts, count, per_task, relus)
         links = zip(*stacks, strict=True)
         tensors = [link[slot] for same in links for slot in range(4) for link in same]
         shape = x.shape[1:-1] if own else x.shape[:-1]
@@ -227,7 +226,7 @@ def shapes(layer: Layer) -> list[torch.Size | None]:
 
 
 class How(NamedTuple):
-    """How a chain is computed: the products' dtype, the results', whose products and passes; who takes the gradients.
+    """How a chain is computed: the products' dtype, the results', whose passes and products; who takes the gradients.
 
     ``stacks`` is their number; each gives every slot of a link (weight, bias, gamma, beta) one tensor, which
     with ``per_task`` is one of each task's own, stacked.
@@ -235,20 +234,14 @@ class How(NamedTuple):
 
     narrow: torch.dtype
     wide: torch.dtype
-    native: bool
+    compiled: bool
     onednn: bool
-    mkl: bool
     traced: bool
     tape: Tape | None
     casts: Casts
     stacks: int
     per_task: bool
     relus: list[bool]
-
-    @property
-    def compiled(self) -> bool:
-        """Whether passes over rows are :mod:`mtrl.fast.passes`'s."""
-        return self.native and not self.traced
 
 
 class _Chain(torch.autograd.Function):
@@ -270,7 +263,7 @@ class _Chain(torch.autograd.Function):
         for i, relu in enumerate(how.relus):
             weight = slot(4 * i, how.narrow)
             gamma, beta = slot(4 * i + 2, how.wide), slot(4 * i + 3, how.wide)
-            # the pass over rows adds a bias that the product would have to be given as a matrix
+            # the pass over rows adds a bias that the product would take as a matrix
             later = weight is not None and gamma is not None and (len(weight) > 1 or how.traced)
             bias = slot(4 * i + 1, how.wide if later else how.narrow)
             entered = None
@@ -346,7 +339,8 @@ class _Chain(torch.autograd.Function):
                     give(4 * i, product(d.mT, seen.mT, how.onednn))
                 else:
                     both = zip(seen.unflatten(1, (tasks, -1)), by_task, strict=True)
-                    give(4 * i, [Factors(x, own, how.native and not how.traced, how.mkl) for x, own in both])
+                    mkl = how.compiled and not how.onednn
+                    give(4 * i, [Factors(x, own, how.compiled, mkl) for x, own in both])
             if i > 0 or ctx.needs_input_grad[1]:
                 d = product(d, weight.mT, how.onednn)
                 if len(entered) < len(d):  # one input for all groups
