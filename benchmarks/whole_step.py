@@ -3,7 +3,8 @@
     python benchmarks/whole_step.py --against 5877d64 --rounds 3
 
 Each round trains both in turn, each in a process of its own from its own checkout. The figure is the time per
-step of all tasks after the random steps, from row to row of the log; the ratio is the median over rounds.
+step of all tasks after the random steps, from row to row of the log; the ratio is the median over rounds. This
+checkout's update is compiled, as in a run of full length.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--config", default="mt10_fast")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1500, help="steps per task with updates")
+    parser.add_argument("--kernels", default="compiled", help="of this checkout")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         other = Path(folder) / "other"
@@ -37,8 +39,11 @@ def main() -> None:
             ratios = []
             for number in range(args.rounds):
                 now, before = (
-                    milliseconds(tree, Path(folder) / f"{name}{number}", args.config, args.steps)
-                    for name, tree in (("now", ROOT), ("before", other))
+                    milliseconds(tree, Path(folder) / f"{name}{number}", args.config, args.steps, more)
+                    for name, tree, more in (
+                        ("now", ROOT, ["--agent.kernels", args.kernels]),
+                        ("before", other, []),
+                    )
                 )
                 ratios.append(now / before)
                 print(
@@ -49,13 +54,13 @@ def main() -> None:
             subprocess.run(["git", "worktree", "remove", "--force", other], cwd=ROOT, check=True)
 
 
-def milliseconds(tree: Path, run: Path, config: str, steps: int) -> float:
+def milliseconds(tree: Path, run: Path, config: str, steps: int, more: list[str]) -> float:
     """Per step of all tasks, between the first and the last row of the log that has updates."""
     code = f"import sys; sys.path.insert(0, {str(tree)!r}); from mtrl.cli import main; sys.exit(main())"
     command = [
         sys.executable, "-c", code, "train", "--config", config, "--threads", "1", "--workers", "0",
         "--warmup_steps", str(WARMUP), "--total_steps_per_task", str(WARMUP + steps), "--log_every", "100",
-        "--eval_every", "0", "--run_dir", str(run),
+        "--eval_every", "0", "--run_dir", str(run), *more,
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     with (run / "progress.csv").open(newline="") as file:
