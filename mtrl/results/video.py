@@ -231,14 +231,19 @@ class Gif:
         self.frames: list[Image.Image] = []
 
     def append(self, frame: Image.Image) -> None:
-        self.frames.append(frame.quantize(128))
+        self.frames.append(frame.quantize(128, dither=Image.Dither.NONE))
 
     def close(self) -> None:
         if self.frames:
-            lasting = [round(1000 / self.speed)] * (len(self.frames) - 1)
-            self.frames[0].save(
-                self.path, save_all=True, append_images=self.frames[1:], duration=[*lasting, 2000], loop=0
-            )  # fmt: skip
+            # with one palette, and no dither, what does not move is not written again
+            ends = grid([self.frames[0].convert("RGB"), self.frames[-1].convert("RGB")])
+            palette = ends.quantize(64, dither=Image.Dither.NONE)
+            first, *others = (
+                frame.convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
+                for frame in self.frames
+            )
+            lasting = [round(1000 / self.speed)] * len(others)
+            first.save(self.path, save_all=True, append_images=others, duration=[*lasting, 2000], loop=0)
 
 
 class Png:
