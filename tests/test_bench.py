@@ -25,10 +25,11 @@ from mtrl.bench.peak import find_peak
 from mtrl.bench.settings import SETTINGS, Setting, agent_config, make_agent, make_batch
 from mtrl.cli import main
 from mtrl.commands import bench, bench_training
+from mtrl.config import AgentConfig
 from mtrl.envs import Protocol
 from mtrl.gradients import BY_LOOP, per_task_gradients_by_loop
 from mtrl.optimizers import OPTIMIZERS
-from mtrl.sac import Noise
+from mtrl.sac import MTSAC, Noise
 from mtrl.settings import parse_train
 
 TINY = {
@@ -49,7 +50,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         bench,
         "update_ratios",
-        lambda rounds, peaks, say: updates.update_ratios(rounds, peaks, TINY, capacity=20, say=say),
+        lambda rounds, peaks, **more: updates.update_ratios(rounds, peaks, TINY, capacity=20, **more),
     )
     monkeypatch.setattr(
         bench, "training_ratios", lambda rounds, threads, say: dict.fromkeys(OF_TRAINING, ratio)
@@ -97,10 +98,29 @@ def test_the_loop_of_backward_passes_is_one(monkeypatch: pytest.MonkeyPatch) -> 
         calls.append(args)
         return per_task_gradients_by_loop(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(updates, "BY_LOOP", BY_LOOP._replace(per_task=by_loop))
+    monkeypatch.setattr(updates, "BY_LOOP", replace(BY_LOOP, per_task=by_loop))
     peak = find_peak(torch.float32, SHAPE)
     updates.method_ratios("S", TINY["S"], "fp32", peak, rounds=2)
     assert len(calls) == 2 * (measure.WARM_UP + 2)  # critic and actor
+
+
+def test_the_kernels_that_are_timed_are_those_asked_for(
+    tiny: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+    make = updates.make_agent
+
+    def recorded(tasks: int, config: AgentConfig, method: str = "unitary", **chosen: str) -> MTSAC:
+        kernels = chosen.get("kernels", "auto")
+        asked.append((method, kernels))
+        return make(
+            tasks, config, method, **chosen | {"kernels": "torch" if kernels == "compiled" else kernels}
+        )
+
+    monkeypatch.setattr(updates, "make_agent", recorded)
+    assert main(["bench", "--quick", "--compiled", "--rounds", "1", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["kernels"] == "compiled"
+    assert {kernels for method, kernels in asked if method in updates.METHODS} == {"compiled", "plain"}
 
 
 def test_a_value_is_left_out_when_it_is_too_noisy() -> None:
