@@ -18,10 +18,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mtrl.compiled import CompiledPath
 from mtrl.config import AgentConfig, ConfigError, NetworkConfig
 from mtrl.fast.casts import Casts
 from mtrl.fast.chain import Chains
-from mtrl.fast.graphs import CompiledPath
 from mtrl.gradients import FACTORED, PLAIN, Gradient, Path
 from mtrl.layers import LayerRunner, PlainLayers
 from mtrl.learner import Learner, decayed

@@ -31,7 +31,7 @@ LAYERS = [
         "mtrl.streams",
         "mtrl.optimizers",
     },
-    {"mtrl.gradients", "mtrl.conflict", "mtrl.policy"},
+    {"mtrl.compiled", "mtrl.conflict", "mtrl.gradients", "mtrl.policy"},
     {"mtrl.learner"},
     {"mtrl.sac"},
     {"edge"},

@@ -11,9 +11,10 @@ import torch
 import torch._inductor
 from torch import Tensor
 
+from mtrl.compiled import CompiledPath
 from mtrl.config import ActorConfig, AgentConfig, ArchitectureConfig, ConfigError, CriticConfig
 from mtrl.fast import graphs
-from mtrl.fast.graphs import CompiledPath, Graphs
+from mtrl.fast.graphs import Graphs
 from mtrl.gradients import FACTORED, PLAIN
 from mtrl.machine import why_not_compiled
 from mtrl.replay import Batch
@@ -31,7 +32,7 @@ def interpreted(monkeypatch):
 
 
 def make(method: str, kernels: str, network: str = "mlp", **settings) -> MTSAC:
-    part = {"hidden": (8, 8), "layer_norm": True}
+    part = {"hidden": (8,), "layer_norm": True}
     config = AgentConfig(
         actor=ActorConfig(**part), critic=CriticConfig(**part), network=ArchitectureConfig(network),
         task_input="embedding", embedding_dim=3, precision="fp32", kernels=kernels, **settings,
@@ -64,15 +65,25 @@ def assert_three_steps_agree(first: MTSAC, second: MTSAC, weight: Tensor | None 
             )
 
 
-@pytest.mark.parametrize("method", ["unitary", "pcgrad"])
-def test_three_compiled_steps_are_three_steps_of_plain_torch(method):
+def test_what_inductor_compiles_is_the_gradient_of_plain_torch():
+    """One graph: an agent's four take a minute."""
     if why_not_compiled():
         pytest.skip(why_not_compiled())
-    assert_three_steps_agree(make(method, "plain"), make(method, "compiled"))
+    plain, compiled = make("pcgrad", "plain"), make("pcgrad", "compiled")
+    target, found = torch.randn(T, B, generator=torch.Generator().manual_seed(9)), []
+    for agent in (plain, compiled):
+        inputs = (agent.one_hot, batch(0), target, ())
+        tasks, gramian = agent.path.with_gramian(agent.functions.critic, agent.critic, *inputs)
+        found.append({**tasks.rows(), **tasks.private, "gramian": gramian, "losses": tasks.losses})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(
+            found[1][name], value, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("method", ["uncertainty", "famo", "rlw", "static", "graddrop", "cagrad"])
+@pytest.mark.parametrize("method", ["unitary", "uncertainty", "famo", "rlw", "graddrop", "cagrad"])
 def test_three_steps_by_graph_are_three_steps_without_for_each_kind_of_method(method):
     agent = make(method, "compiled")
     assert agent.path == CompiledPath(FACTORED, agent.path.graphs)
@@ -80,9 +91,7 @@ def test_three_steps_by_graph_are_three_steps_without_for_each_kind_of_method(me
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize(
-    "network", ["film", "mmoe", "ple", "small_towers", "soft_modules", "paco", "moore", "care"]
-)
+@pytest.mark.parametrize("network", ["film", "small_towers", "moore"])
 def test_three_steps_by_graph_are_three_steps_without_for_each_network(network):
     assert_three_steps_agree(make("pcgrad", "torch", network), make("pcgrad", "compiled", network))
 
