@@ -71,13 +71,21 @@ class Graphs:
             return made
 
         examples = [tensor.detach() for tensor in given]
-        try:
+
+        def compiled() -> Callable[..., Any]:
             with torch.enable_grad():
                 graph = make_fx(flat)(*examples)
             with torch.no_grad():
-                run = torch._inductor.standalone_compile(
+                return torch._inductor.standalone_compile(
                     graph, [*examples], dynamic_shapes="from_example_inputs"
                 )
+
+        try:
+            try:
+                run = compiled()
+            except torch._inductor.exc.InductorError:  # Ctrl-C ends the compiler, too, and inductor remembers
+                torch._inductor.utils.clear_caches()
+                run = compiled()
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"agent.kernels: 'compiled' failed, use auto: {reason}") from error

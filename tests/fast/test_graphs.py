@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch._inductor
 from torch import Tensor
+from torch._inductor.exc import CppCompileError, InductorError
 
 from mtrl.compiled import CompiledPath
 from mtrl.config import ActorConfig, AgentConfig, ArchitectureConfig, ConfigError, CriticConfig
@@ -172,6 +173,20 @@ def test_functions_of_one_body_that_are_made_of_different_things_have_different_
 def test_what_cannot_be_traced_is_bad_input_in_one_line():
     with pytest.raises(ConfigError, match=r"agent\.kernels: 'compiled' failed, use auto: .*trac"):
         Graphs()(lambda x: x * x.sum().item(), torch.ones(3))
+
+
+def test_a_compiler_that_a_signal_ended_is_called_again(monkeypatch):
+    calls = []
+
+    def compile_or_end(graph, examples, **_):
+        calls.append(1)
+        if len(calls) < 2:
+            raise InductorError(CppCompileError(["g++"], "interrupted"), None)
+        return lambda *args: graph(*args)
+
+    monkeypatch.setattr(torch._inductor, "standalone_compile", compile_or_end)
+    assert torch.equal(Graphs()(torch.neg, torch.ones(2)), -torch.ones(2))
+    assert len(calls) == 2
 
 
 @pytest.mark.usefixtures("interpreted")
