@@ -56,20 +56,24 @@ class CompiledPath:
 
 
 def per_task(path: EagerPath, loss: Loss, params: Parameters, *inputs: Any) -> TaskGradients:
+    """:attr:`Path.per_task` by parameters that are leaves of the graph."""
     return path.per_task(loss, leaves(params), *inputs)
 
 
 def with_gramian(
     path: EagerPath, loss: Loss, params: Parameters, *inputs: Any
 ) -> tuple[TaskGradients, Tensor]:
+    """:meth:`Path.with_gramian` likewise: also ``[T, T]``."""
     return path.with_gramian(loss, leaves(params), *inputs)
 
 
 def weighted(path: EagerPath, loss: Loss, weights: Tensor, params: Parameters, *inputs: Any) -> Weighted:
+    """:meth:`Path.weighted` with weights ``[T]`` that are known before the losses."""
     params = leaves(params)
     losses, aux = path.over_tasks(loss, params, *inputs)
     return weighted_gradient(weights, losses, aux, params)
 
 
 def leaves(params: Parameters) -> Parameters:
+    """The same numbers, to differentiate by."""
     return params.map(lambda tensor: tensor.detach().requires_grad_())

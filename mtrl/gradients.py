@@ -196,6 +196,7 @@ class EagerPath:
 
 
 def weighted_gradient(weights: Tensor, losses: Tensor, aux: Any, params: Parameters) -> Weighted:
+    """Of losses ``[T]`` with a history, and weights ``[T]`` without."""
     names, tensors = zip(*params.tensors(), strict=True)
     found = torch.autograd.grad((weights * losses).sum(), tensors, materialize_grads=True)
     return Weighted(dict(zip(names, found, strict=True)), losses.detach(), weights, detached(aux))

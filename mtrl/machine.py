@@ -86,7 +86,7 @@ def why_not_compiled() -> str:
     from mtrl.fast.graphs import Graphs
 
     if torch.__version__ < "2.8":
-        return f"agent.kernels: 'compiled' needs torch 2.8, and this is {torch.__version__}; use auto"
+        return f"agent.kernels: 'compiled' needs torch 2.8, and this is {torch.__version__}; use torch"
     try:
         Graphs()(torch.neg, torch.ones(1))
     except ConfigError as error:

@@ -63,10 +63,10 @@ def test_a_compiler_that_fails_is_found_before_training(monkeypatch):
 
     why_not_compiled.cache_clear()
     monkeypatch.setattr("torch._inductor.standalone_compile", fail)
-    assert why_not_compiled() == "agent.kernels: 'compiled' failed, use auto: C++ compile error"
+    assert why_not_compiled() == "agent.kernels: 'compiled' failed, use torch: C++ compile error"
     why_not_compiled.cache_clear()
     monkeypatch.setattr(torch, "__version__", "2.7.1")
-    assert why_not_compiled() == "agent.kernels: 'compiled' needs torch 2.8, and this is 2.7.1; use auto"
+    assert why_not_compiled() == "agent.kernels: 'compiled' needs torch 2.8, and this is 2.7.1; use torch"
     why_not_compiled.cache_clear()
 
 

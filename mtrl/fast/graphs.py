@@ -57,7 +57,7 @@ class Graphs:
 
         if len(self._graphs) == MOST:
             raise ConfigError(
-                f"agent.kernels: 'compiled' failed, use auto: every update has other shapes than the {MOST} that have "
+                f"agent.kernels: 'compiled' failed, use torch: every update has other shapes than the {MOST} that have "
                 "been compiled"
             )
         result = None
@@ -88,7 +88,7 @@ class Graphs:
                 run = compiled()
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"agent.kernels: 'compiled' failed, use auto: {reason}") from error
+            raise ConfigError(f"agent.kernels: 'compiled' failed, use torch: {reason}") from error
         return run, mapped(result, lambda _: PLACE)
 
 

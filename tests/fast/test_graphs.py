@@ -171,7 +171,7 @@ def test_functions_of_one_body_that_are_made_of_different_things_have_different_
 
 
 def test_what_cannot_be_traced_is_bad_input_in_one_line():
-    with pytest.raises(ConfigError, match=r"agent\.kernels: 'compiled' failed, use auto: .*trac"):
+    with pytest.raises(ConfigError, match=r"agent\.kernels: 'compiled' failed, use torch: .*trac"):
         Graphs()(lambda x: x * x.sum().item(), torch.ones(3))
 
 
