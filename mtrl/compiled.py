@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mtrl.fast.graphs import Graphs, Traced
@@ -47,7 +48,8 @@ class CompiledPath:
     ) -> Weighted:
         """Losses that the weights depend on take a forward pass of their own."""
         if optimizer.reads_losses:
-            losses = self.over_tasks(loss, params, *inputs)[0]
+            with torch.no_grad():
+                losses = self.over_tasks(loss, params, *inputs)[0]
         else:
             losses = next(tensor for _, tensor in params.tensors()).new_ones(optimizer.num_tasks)
         weights = of_present(optimizer, losses, present)

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mtrl.config import nearest
@@ -28,6 +28,12 @@ def require_trusted(name: str) -> None:
         raise ValueError(
             f"{name!r} needs the module {module}, which no file may import; add --import {module} to trust it"
         )
+
+
+def import_options(names: Iterable[str]) -> str:
+    """`` --import MODULE`` for each module that some of these names are of: what a command line has to allow."""
+    own = [name for name in names if ":" in name and not name.startswith("torchjd:")]
+    return "".join(f" --import {module}" for module in dict.fromkeys(name.partition(":")[0] for name in own))
 
 
 def find(name: str, known: Mapping[str, type[T]], base: type[T], what: str) -> type[T]:

@@ -15,6 +15,7 @@ import shlex
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -54,7 +55,13 @@ class Parser(argparse.ArgumentParser):
     """argparse's parser for the other commands' few options, whose errors are :class:`ConfigError`."""
 
     def __init__(self, **named: Any) -> None:
-        super().__init__(**named, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        text = str(named.pop("description", "")).replace("``", "`")
+        super().__init__(
+            **named,
+            description=text,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     def add_import(self) -> None:
         """The option by which a person lets a policy's file name classes and functions of a module."""
@@ -364,9 +371,21 @@ def check_keys(content: Mapping[str, Any], more: Sequence[str] = ()) -> None:
         section = key.rpartition(".")[0]
         if any(name in known and name not in sections for name in parents(section)):
             continue  # a leaf that was given a mapping: the conversion tells
-        leaf = [name for name in known if name.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-        hint = f", did you mean {leaf[0]!r}?" if leaf else nearest(key, known)
+        near = max(known, key=partial(likeness, key))
+        hint = f", did you mean {near!r}?" if likeness(key, near)[0] > 0.6 else ""
         raise ConfigError(f"no setting {shown(key)}{hint} (`mtrl train --print_config` shows all)")
+
+
+def likeness(key: str, name: str) -> tuple[float, float]:
+    """How near a dotted name comes to a misspelt key: by its last part, then by its section."""
+    (section, _, own), (other, _, leaf) = key.rpartition("."), name.rpartition(".")
+    words = leaf.split("_")
+    alike = SequenceMatcher(None, own.lower().replace("-", "_"), leaf).ratio()
+    if own == "".join(word[0] for word in words):  # lr
+        alike = 1.0
+    elif own in words:  # steps
+        alike = max(alike, 0.7)
+    return alike, SequenceMatcher(None, section, other).ratio()
 
 
 def parents(key: str) -> list[str]:
@@ -381,9 +400,12 @@ def convert(hint: Any, value: Any, key: str) -> Any:
         ConfigError: it is none; the whole key, the value, and what would be valid.
     """
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{key}: {shown(value)} is not valid; it must be a mapping of names to values")
         known = fields_of(_class(hint))
+        if not isinstance(value, Mapping):
+            named = f", did you mean {key}.name?" if "name" in known and isinstance(value, str) else ""
+            raise ConfigError(
+                f"{key}: {shown(value)} is not valid; it must be a mapping of names to values{named}"
+            )
         for name in value:
             if name not in known:
                 raise ConfigError(f"no setting {shown(f'{key}.{name}')}{nearest(str(name), known)}")
@@ -607,7 +629,7 @@ def plain(value: Any) -> Any:
 
 def settle(request: Request, run: Path, device: Literal["cpu", "cuda"]) -> Request:
     """The request with ``auto`` spelt out where it changes numbers: as a run in this folder has it, else as
-    this machine has it. So a resume computes as before, on whatever machine.
+    this machine has it. So a resume computes as before, on whatever machine, or says that this one cannot.
     """
     import torch
 
@@ -617,15 +639,18 @@ def settle(request: Request, run: Path, device: Literal["cpu", "cuda"]) -> Reque
     started: dict[str, Any] = dict(flat_items(read_settings(run))) if run.is_file() else {}
 
     def settled(key: str, value: Any, choice: Callable[[Any], Any]) -> Any:
-        before = started.get(key, "auto")
-        return choice(before if value == "auto" else value)
+        recorded = started.get(key, "auto")
+        return choice(value) if value != "auto" or recorded == "auto" else recorded
 
     place = torch.device(device)
     threads = settled("threads", config.threads, choose_threads)
     precision = settled("agent.precision", agent.precision, partial(choose_precision, device=place))
-    # uniform sampling has other shapes at every update; products that inductor calls are MKL's
-    compilable = config.replay.sampling == "balanced" and (precision == "bf16" or mkl_is_fast())
-    updates = config.updates_per_step * config.total_steps_per_task if compilable else 0
+    # uniform sampling has other shapes at every update; a network of one's own may keep numbers in Python, which a
+    # graph would not follow; products that inductor calls are MKL's
+    own = any(":" in str(agent.architecture(part).name) for part in (agent.actor, agent.critic))
+    compilable = not own and config.replay.sampling == "balanced" and (precision == "bf16" or mkl_is_fast())
+    steps = max(config.total_steps_per_task - config.warmup_steps, 0)
+    updates = config.warmup_updates + config.updates_per_step * steps if compilable else 0
     kernels = settled("agent.kernels", agent.kernels, partial(choose_kernels, device=place, updates=updates))
     agent = replace(agent, precision=precision, kernels=kernels)
     config = replace(config, threads=threads, device=device, agent=agent)

@@ -78,6 +78,12 @@ def memory(key: str) -> int:
         ("train --config mt11", "'mt11' is neither a file nor a shipped config, did you mean 'mt10'?"),
         ("train --config", "config: a value is missing"),
         ("train --sed 3", "no setting 'sed', did you mean 'seed'?"),
+        ("train --optimiser.name pcgrad", "no setting 'optimiser.name', did you mean 'optimizer.name'?"),
+        ("train --gama 0.9", "no setting 'gama', did you mean 'agent.gamma'?"),
+        ("train --agent.critic.lr 1e-3", "did you mean 'agent.critic.learning_rate'?"),
+        ("train --steps 100", "no setting 'steps', did you mean 'total_steps_per_task'?"),
+        ("train --zzz 1", "no setting 'zzz' (`mtrl train --print_config` shows all)"),
+        ("train --optimizer pcgrad", "a mapping of names to values, did you mean optimizer.name?"),
         (
             "train --agent.actr.hidden [3]",
             "no setting 'agent.actr.hidden', did you mean 'agent.actor.hidden'?",
@@ -123,7 +129,9 @@ def memory(key: str) -> int:
         ),
         ("train --config point --run_dir /proc/nothing", "run_dir: /proc/nothing cannot be written"),
         ("trian", "no command 'trian', did you mean 'train'?"),
-        ("evaluate nowhere", "run: nowhere is neither a run's folder nor a policy file"),
+        ("evaluate nowhere", "run: nowhere does not exist"),
+        ("evaluate .", "run: . is neither a run's folder nor a policy file"),
+        ("compare nowhere", "nowhere does not exist"),
         ("evaluate", "run"),
     ],
 )

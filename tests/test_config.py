@@ -132,8 +132,12 @@ def test_a_long_run_of_one_shape_is_compiled(tmp_path, monkeypatch):
 
     assert kernels() == "compiled"
     before = (tmp_path / "settled").read_text()
-    assert kernels("--total_steps_per_task=19999") != "compiled"
-    assert kernels("--total_steps_per_task=10000", "--updates_per_step=2") == "compiled"
+    assert kernels("--warmup_steps=9", "--total_steps_per_task=20009") == "compiled"
+    assert kernels("--warmup_steps=9", "--total_steps_per_task=20008") != "compiled"
+    assert kernels("--warmup_steps=9", "--total_steps_per_task=20008", "--warmup_updates=1") == "compiled"
+    assert kernels("--warmup_steps=9", "--total_steps_per_task=10009", "--updates_per_step=2") == "compiled"
+    assert kernels("--warmup_steps=9", "--total_steps_per_task=8") != "compiled"
+    assert kernels("--agent.critic.network.name=own:Network") != "compiled"  # it may be no function
     assert kernels("--replay.sampling=uniform") != "compiled"
     assert kernels("--agent.kernels=torch") == "torch"
     monkeypatch.setattr("mtrl.machine.mkl_is_fast", lambda: False)
@@ -141,6 +145,11 @@ def test_a_long_run_of_one_shape_is_compiled(tmp_path, monkeypatch):
     assert kernels("--agent.precision=bf16") == "compiled"
     (tmp_path / "config.yaml").write_text(before)  # a run goes on with what it began with
     assert kernels("--total_steps_per_task=100") == "compiled"
+    # whether this machine can is asked when it is to train: a finished run is read anywhere
+    monkeypatch.setattr("mtrl.machine.why_not_compiled", lambda: "no compiler")
+    assert kernels() == "compiled"
+    with pytest.raises(ConfigError, match="no compiler"):
+        kernels("--agent.kernels=compiled")
 
 
 def test_graphs_of_one_shape_and_uniform_sampling_do_not_go_together():

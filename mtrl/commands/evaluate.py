@@ -215,9 +215,10 @@ def find_policy(path: Path, checkpoint: str) -> Found:
     if (path / "evaluation.json").is_file() and not run.meta.exists():  # made by `mtrl card`
         return Found(load_policy(run.last), str(path), checkpoint, "published")
     if not run.config.is_file():
-        there = sorted(str(p.parent) for p in Path("runs").glob("*/*/*/config.yaml"))[:4]
-        hint = f"; there is {', '.join(there)}" if there else ""
-        raise ConfigError(f"run: {path} is neither a run's folder nor a policy file{hint}")
+        there = sorted(str(p.parent) for p in Path("runs").glob("*/*/*/policy.safetensors"))[:4]
+        hint = f"; policies are in {', '.join(there)}" if there else ""
+        what = "is neither a run's folder nor a policy file" if path.exists() else "does not exist"
+        raise ConfigError(f"run: {path} {what}{hint}")
     file = run.best if checkpoint == "best" else run.last
     if not file.exists():
         raise ConfigError(f"checkpoint: {run.path} has no {file.name} yet (the run is {run.status})")

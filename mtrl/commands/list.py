@@ -49,7 +49,9 @@ def experiments() -> None:
     table = make_table("experiment", "arms", "runs", title="experiments: mtrl sweep NAME")
     for name, path in experiment_names().items():
         experiment = read_experiment(path)
-        table.add_row(name, ", ".join(experiment.arms), str(sum(map(len, experiment.seeds.values()))))
+        arms = list(experiment.arms)
+        told = ", ".join(arms if len(arms) <= 10 else [*arms[:3], f"… {len(arms)} in all"])
+        table.add_row(name, told, str(sum(map(len, experiment.seeds.values()))))
     show(table)
 
 

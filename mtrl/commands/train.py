@@ -160,7 +160,10 @@ def check_resumable(run: RunFolder, request: Request) -> list[str]:
         if not changes and request.resume:
             return []
         if not request.resume and not request.allow_changes:
-            raise ConfigError(f"run_dir: {run.path} holds a finished run; nothing was changed: {choices}")
+            raise ConfigError(
+                f"run_dir: {run.path} holds a finished run; nothing was changed: {choices}, or train it on with "
+                "--resume, --allow_changes and more --total_steps_per_task"
+            )
         if not request.allow_changes:
             raise ConfigError(
                 f"resume: {run.path} is finished, and {'; '.join(changes)} would be ignored; add --allow_changes to "

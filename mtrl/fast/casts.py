@@ -30,6 +30,8 @@ class Casts:
 
     def stacked(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """K of one shape ``[*, ...]`` → ``[K, ...]``."""
+        if not self._buffers:  # nor has a tensor that is traced an address
+            return torch.stack(tuple(tensors)).to(dtype)
         key = (tensors[0].shape, *[(tensor.data_ptr(), tensor.stride()) for tensor in tensors])
         if key not in self._known:  # the addresses are a buffer's, which lives as long as this does
             buffer = self._buffers.get(tensors[0].untyped_storage().data_ptr())

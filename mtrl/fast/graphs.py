@@ -1,8 +1,9 @@
 """An update's functions as graphs: each is traced once, compiled by torch's inductor, and from then on is one call.
 
 A graph holds forward and backward pass together, so that between two matrix products there is one loop over the
-numbers, and no Python. What is traced is what would have run: any network and any loss, as long as no operation
-depends on a number in a tensor. A graph is of the shapes that it was traced with; others are traced anew.
+numbers, and no Python. What is traced is what would have run: any network and any loss that is a function of its
+arguments. An operation that depends on a number in a tensor is an error; what a network keeps in Python (a counter, a
+flag) stays as it was at the trace. A graph is of the shapes that it was traced with; others are traced anew.
 """
 
 from __future__ import annotations
@@ -36,13 +37,14 @@ class Graphs:
         return Graphs, ()
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
-        """``function(*args)``. What is not in ``args`` has to be the same for every call with an equal function.
+        """``function(*args)``, traced in the caller's grad mode. What is not in ``args`` has to be the same for every
+        call with an equal function.
 
         Raises:
             ConfigError: the function cannot be traced, or its graph not be compiled.
         """
         given: list[Tensor] = []
-        key = (function, layout(args, given))
+        key = (function, torch.is_grad_enabled(), layout(args, given))
         if key not in self._graphs:
             self._graphs[key] = self._compiled(function, args, given)
         run, result = self._graphs[key]
@@ -72,18 +74,25 @@ class Graphs:
 
         examples = [tensor.detach() for tensor in given]
 
+        # before torch 2.13 its cache does not tell graphs of other numbers of threads apart
+        threads = torch._inductor.config.patch({"cpp.threads": torch.get_num_threads()})
+
         def compiled() -> Callable[..., Any]:
-            with torch.enable_grad():
-                graph = make_fx(flat)(*examples)
-            with torch.no_grad():
+            # by numbers that are not there: none can become part of the graph
+            graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+            with torch.no_grad(), threads:
                 return torch._inductor.standalone_compile(
                     graph, [*examples], dynamic_shapes="from_example_inputs"
                 )
 
         try:
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # what a network makes at its first call is made of real numbers
+                flat(*(tensor.clone() for tensor in examples))
             try:
                 run = compiled()
-            except torch._inductor.exc.InductorError:  # Ctrl-C ends the compiler, too, and inductor remembers
+            except Exception:  # a signal that stops the run ends the compiler, too, and inductor remembers
                 torch._inductor.utils.clear_caches()
                 run = compiled()
         except Exception as error:
@@ -99,14 +108,16 @@ def layout(value: Any, found: list[Tensor]) -> Hashable:
     """What a graph depends on of its arguments; their tensors, in order, go to ``found``."""
     if isinstance(value, Tensor):
         found.append(value)
-        return value.shape, value.stride(), value.dtype
+        return value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, dict):
         return tuple(value), tuple(layout(item, found) for item in value.values())
     if isinstance(value, tuple) and not isinstance(value, torch.Size):
-        return tuple(layout(item, found) for item in value)
+        return type(value), tuple(layout(item, found) for item in value)
     if dataclasses.is_dataclass(value):
-        return tuple(layout(getattr(value, f.name), found) for f in dataclasses.fields(value))
-    return value  # type: ignore[no-any-return]
+        return type(value), tuple(layout(getattr(value, f.name), found) for f in dataclasses.fields(value))
+    return type(value), repr(value) if isinstance(
+        value, float
+    ) else value  # 1, 1.0 and True are equal, as are ±0
 
 
 def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:

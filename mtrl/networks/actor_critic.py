@@ -246,7 +246,9 @@ class Critic(TaskNetwork):
         probabilities = outputs.softmax(-1)
         if self.config.reduction == "mean":
             return probabilities.mean(0)
-        chosen = F.one_hot(self.values(outputs).argmin(0), len(self.nets)).to(outputs.dtype)  # [B, N]
+        smaller = self.values(outputs).argmin(0).unsqueeze(-1)
+        # not F.one_hot, which looks at the numbers: that cannot be traced
+        chosen = (smaller == torch.arange(len(self.nets), device=outputs.device)).to(outputs.dtype)  # [B, N]
         return torch.einsum("...bn,n...bk->...bk", chosen, probabilities)
 
     def _atoms(self, outputs: Tensor) -> Tensor:

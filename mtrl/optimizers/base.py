@@ -178,7 +178,15 @@ class Scalarization(MultiTaskOptimizer):
     """Weights from the losses: one loss ``(weights * losses).sum()``, one backward pass."""
 
     reads_losses: ClassVar[bool] = True
-    """Whether the weights depend on the losses, not only on their number."""
+    """Whether the weights depend on the losses, not only on their number.
+
+    A class that defines `weights` and does not say it reads them, whatever it extends.
+    """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "weights" in vars(cls) and "reads_losses" not in vars(cls):
+            cls.reads_losses = True
 
     @abstractmethod
     def weights(self, losses: Tensor, tasks: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtrl.config import ConfigError
+from mtrl.registry import import_options
 from mtrl.results.tables import interval, rate
 
 EXTRA = "huggingface_hub"
@@ -68,10 +69,7 @@ def model_card(
     differing = "\n".join(f"| {key} | `{value}` |" for key, value in settings.items())
     versions = ", ".join(f"{key} {value}" for key, value in dict(meta.get("versions") or {}).items())
     names = [protocol["suite"], *(str(value) for key, value in settings.items() if key.endswith(".name"))]
-    needed = dict.fromkeys(
-        name.partition(":")[0] for name in names if ":" in name and not name.startswith("torchjd:")
-    )
-    imports = "".join(f" --import {module}" for module in needed)
+    imports = import_options(names)
     network = str(settings.get("agent.actor.network.name") or settings.get("agent.network.name") or "mlp")
     own = f"import {network.partition(':')[0]}  # the network's\n\n" if ":" in network else ""
     over = "goals"

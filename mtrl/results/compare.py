@@ -212,10 +212,13 @@ def warnings(curves: Sequence[Curve]) -> list[str]:
     differ("protocols", [curve.protocol for curve in curves])
     differ("numbers of episodes per evaluation", [curve.episodes for curve in curves if len(curve.steps)])
     differ("total steps per task", [curve.settings.get("total_steps_per_task") for curve in curves])
-    differ(
-        "last evaluations (they are compared at common steps)",
-        [f"{c.steps[-1]:.0f}" for c in curves if not c.failed],
-    )
+    ends = {curve.path: curve.steps[-1] for curve in curves if not curve.failed and len(curve.steps)}
+    if len(set(ends.values())) > 1:
+        first = min(ends, key=lambda path: ends[path])
+        found.append(
+            f"runs end at {min(ends.values()):.0f} to {max(ends.values()):.0f} steps per task: all are compared up to "
+            f"the end of {first}"
+        )
     differ("commits", [curve.settings.get("commit") for curve in curves])
     differ("versions", [curve.settings.get("versions") for curve in curves])
     goals = {
@@ -227,7 +230,7 @@ def warnings(curves: Sequence[Curve]) -> list[str]:
         found.append(f"goals are fixed by the seed, and the labels have different ones ({told})")
     for label, seeds in by_label(curves).items():
         if len({curve.settings.get("config") for curve in seeds} - {None}) > 1:
-            found.append(f"the runs of {label} have different settings beside the seed")
+            found.append(f"the runs of {label} have different settings, not only seeds")
     for curve in curves:
         if curve.failed:
             found.append(

@@ -104,6 +104,8 @@ def draw_band(
     x = np.mean([getattr(curve, against)[:length] for curve in curves], axis=0)
     y = np.array([value[:length] for value in values])
     mean = y.mean(axis=0)
+    if length == 1:  # a line of one point cannot be seen
+        named = {"marker": "o", **named}
     axes.plot(x, mean, linewidth=1.5, **named)
     if len(y) > 1:
         sd = y.std(axis=0, ddof=1)

@@ -18,6 +18,7 @@ import yaml
 from mtrl.config import ConfigError
 from mtrl.files import read_bounded
 from mtrl.run.paths import RunPaths
+from mtrl.settings import flat_items
 
 Array = npt.NDArray[np.float64]
 MOST = 1e15  # of any number
@@ -27,7 +28,7 @@ NETWORKS = ("critic", "actor")
 SAME_COSINE, SAME_NORM = 0.999, 0.02
 # what tells no arm from another: two runs of one arm may differ in it
 OF_A_RUN = (
-    "seed", "run_dir", "label", "threads", "workers", "device", "log_every", "checkpoint_every",
+    "seed", "run_dir", "label", "threads", "workers", "device", "log_every", "checkpoint_every", "agent.kernels",
 )  # fmt: skip
 
 
@@ -141,6 +142,8 @@ def read_curve(path: str | Path) -> Curve:
     run = RunPaths(Path(path).resolve())
     if run.exists and not run.evaluations.exists():
         raise NoEvaluation(f"run: {path} has no evaluation yet (it is {run.status})")
+    if not run.path.exists():
+        raise ConfigError(f"run: {path} does not exist")
     if not run.meta.exists() or not run.evaluations.exists():
         raise ConfigError(f"run: {path} is no run's folder (it has no meta.json and eval.jsonl)")
     records = read_lines(run.evaluations)
@@ -251,7 +254,7 @@ def settings_of(config: dict[str, Any], meta: dict[str, Any], protocol: dict[str
     """``goals`` (their seed, where they are fixed), ``total_steps_per_task``, ``commit``, ``versions`` and
     ``config``: a digest of the settings that are an arm's.
     """
-    of_arm = {key: value for key, value in config.items() if key not in OF_A_RUN}
+    of_arm = {key: value for key, value in flat_items(config) if key not in OF_A_RUN}
     text = json.dumps(of_arm, sort_keys=True, default=str)
     return {
         "goals": goal_seed_of(config, protocol) if protocol.get("goals") == "fixed" else None,

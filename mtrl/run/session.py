@@ -21,6 +21,7 @@ from mtrl.envs.vec import SuiteVecEnv
 from mtrl.errors import CheckpointError
 from mtrl.evaluate import Scores
 from mtrl.files import write_synced
+from mtrl.registry import import_options
 from mtrl.results.tables import scores_table, show
 from mtrl.results.video import film
 from mtrl.run.board import introduce
@@ -91,11 +92,11 @@ class Session:
         run, names = self.run, self.protocol.task_names
         try:
             self._restore(changes)
-            replay = self.trainer.replay_buffer.nbytes / 1e9
+            replay = math.ceil(self.trainer.replay_buffer.nbytes / 1e6)
             report(
                 f"{len(names)} tasks ({self.protocol.name}), {self.config.optimizer.name}, "
                 f"{self.trainer.agent.device}, {torch.get_num_threads()} thread(s), "
-                f"replay up to {replay:.2f} GB -> {run.path}"
+                f"replay up to {replay} MB -> {run.path}"
             )
             agent = self.trainer.agent
             if self.config.agent.kernels == "compiled":
@@ -232,7 +233,7 @@ class Session:
             run.mark("INTERRUPTED", f"by {self.signals.received} at {steps} steps per task")
             report(
                 f"stopped by {self.signals.received}; policy and checkpoint are saved. "
-                f"The same command goes on; `mtrl evaluate {run.path}` evaluates"
+                f"The same command goes on; `{self._evaluate_command()}` evaluates"
             )
             return INTERRUPTED
         self.save()
@@ -242,8 +243,13 @@ class Session:
         run.mark("DONE")
         with contextlib.suppress(OSError, ValueError):  # whoever reads it: the run is done
             show(scores_table(scores, f"success at {steps} steps per task"))
-            print(f"done: mtrl evaluate {run.path}", flush=True)
+            print(f"done: {self._evaluate_command()}", flush=True)
         return 0
+
+    def _evaluate_command(self) -> str:
+        agent = self.config.agent
+        networks = (str(agent.architecture(part).name) for part in (agent.actor, agent.critic))
+        return f"mtrl evaluate {self.run.path}{import_options([self.protocol.suite, *networks])}"
 
     def _newest(self) -> str:
         step = self.run.checkpoints.newest_step()

@@ -49,4 +49,5 @@ class Signals:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         leave_lost_outputs(hung_up=number == signal.SIGHUP)
         with contextlib.suppress(OSError):  # not print: a handler may run in the middle of one
-            os.write(2, f"\nmtrl: {name}: stopping after this step; Ctrl-C stops at once\n".encode())
+            text = f"{name}: stopping after this step, or when it is compiled, and saving; Ctrl-C now stops at once"
+            os.write(2, f"\nmtrl: {text}\n".encode())

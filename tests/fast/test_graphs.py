@@ -18,6 +18,8 @@ from mtrl.fast import graphs
 from mtrl.fast.graphs import Graphs
 from mtrl.gradients import FACTORED, PLAIN
 from mtrl.machine import why_not_compiled
+from mtrl.optimizers import OPTIMIZERS
+from mtrl.optimizers.unitary import Unitary
 from mtrl.replay import Batch
 from mtrl.sac import MTSAC
 
@@ -34,9 +36,10 @@ def interpreted(monkeypatch):
 
 def make(method: str, kernels: str, network: str = "mlp", **settings) -> MTSAC:
     part = {"hidden": (8,), "layer_norm": True}
+    settings = {"actor": ActorConfig(**part), "critic": CriticConfig(**part), **settings}
     config = AgentConfig(
-        actor=ActorConfig(**part), critic=CriticConfig(**part), network=ArchitectureConfig(network),
-        task_input="embedding", embedding_dim=3, precision="fp32", kernels=kernels, **settings,
+        network=ArchitectureConfig(network), task_input="embedding", embedding_dim=3, precision="fp32",
+        kernels=kernels, **settings,
     )  # fmt: skip
     return MTSAC(D, A, tuple("abc"), config, optimizer=method, seed=1)
 
@@ -98,6 +101,30 @@ def test_three_steps_by_graph_are_three_steps_without_for_each_network(network):
 
 
 @pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("reduction", ["min", "mean"])
+@pytest.mark.parametrize("loss", ["two_hot", "hl_gauss", "distributional"])
+def test_three_steps_by_graph_are_three_steps_without_for_each_loss_of_the_critic(loss, reduction):
+    critic = CriticConfig(hidden=(8,), loss=loss, reduction=reduction, support=9.0, atoms=7, dropout=0.1)
+    assert_three_steps_agree(*(make("pcgrad", kernels, critic=critic) for kernels in ("torch", "compiled")))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_scalarization_of_ones_own_reads_losses_whatever_it_extends(monkeypatch):
+    class Worst(Unitary):
+        def weights(self, losses: Tensor, tasks: Tensor | None = None) -> Tensor:
+            return losses.argmax() == torch.arange(len(losses))
+
+    class Named(Worst):
+        name = "named"
+
+    assert not Unitary.reads_losses
+    assert Worst.reads_losses
+    assert Named.reads_losses
+    monkeypatch.setitem(OPTIMIZERS, "worst", Worst)
+    assert_three_steps_agree(make("worst", "torch"), make("worst", "compiled"))
+
+
+@pytest.mark.usefixtures("interpreted")
 def test_a_graph_takes_tasks_without_rows_bounded_targets_and_shared_temperatures():
     from mtrl.config import TemperatureConfig
 
@@ -145,7 +172,9 @@ def shifted(pair: Pair, named: dict[str, Tensor], by: float, sign: int = 1) -> t
 def test_what_a_graph_is_given_and_gives_is_a_nest(monkeypatch):
     traced = []
     make_fx = graphs.make_fx
-    monkeypatch.setattr(graphs, "make_fx", lambda function: traced.append(1) or make_fx(function))
+    monkeypatch.setattr(
+        graphs, "make_fx", lambda function, **how: traced.append(1) or make_fx(function, **how)
+    )
     call, x = Graphs(), torch.arange(3.0)
     for number in (1.0, 1.0, 2.0):  # a number is part of the graph
         result = call(shifted, Pair(x + number, None), {"a": x, "b": x[:1]}, number)
@@ -170,23 +199,91 @@ def test_functions_of_one_body_that_are_made_of_different_things_have_different_
     assert torch.equal(call(up, Pair(x, None), {}, 1.0)[0].first, 2 * x)
 
 
-def test_what_cannot_be_traced_is_bad_input_in_one_line():
-    with pytest.raises(ConfigError, match=r"agent\.kernels: 'compiled' failed, use torch: .*trac"):
-        Graphs()(lambda x: x * x.sum().item(), torch.ones(3))
+@pytest.mark.usefixtures("interpreted")
+def test_numbers_that_are_equal_but_not_the_same_have_different_graphs():
+    call, x = Graphs(), torch.tensor([2, 4])
+    assert call(torch.mul, x, 2).dtype == torch.int64
+    assert call(torch.mul, x, 2.0).dtype == torch.float32
+    assert torch.equal(call(torch.div, x, 0.0), torch.full((2,), torch.inf))
+    assert torch.equal(call(torch.div, x, -0.0), torch.full((2,), -torch.inf))
+    assert type(call(lambda pair: pair, Pair(x, None))) is Pair
+
+    def same(pair):
+        return pair
+
+    assert type(call(same, (x, None))) is tuple
+    assert type(call(same, Pair(x, None))) is Pair
 
 
-def test_a_compiler_that_a_signal_ended_is_called_again(monkeypatch):
-    calls = []
+@pytest.mark.usefixtures("interpreted")
+def test_a_graph_is_of_the_callers_grad_mode():
+    def double_when_learning(x):
+        return 2 * x if torch.is_grad_enabled() else x
+
+    call, x = Graphs(), torch.ones(2)
+    with torch.no_grad():
+        assert torch.equal(call(double_when_learning, x), x)
+    assert torch.equal(call(double_when_learning, x), 2 * x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * x.sum().item(),
+        lambda x: x / max(x.tolist()),
+        lambda x: x / float(x.numpy().max()),
+        lambda x: x * torch.tensor(x.numpy()),
+        lambda x: x * torch.from_numpy(x.numpy() + 1),
+        lambda x: x / len(x[x > 0]),
+    ],
+    ids=["item", "tolist", "numpy", "tensor", "from_numpy", "size"],
+)
+def test_what_depends_on_a_number_in_a_tensor_is_bad_input_in_one_line(function):
+    with pytest.raises(ConfigError, match=r"agent\.kernels: 'compiled' failed, use torch: .") as error:
+        Graphs()(function, torch.ones(3))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_tracing_changes_nothing_that_a_network_has_or_is_given():
+    class Lazy:
+        def __call__(self, x):
+            if not hasattr(self, "place"):
+                self.place = torch.linspace(0, 1, len(x))
+            x = x + self.place
+            x *= 2
+            return x + 0 * torch.randn(())
+
+    network, call, x = Lazy(), Graphs(), torch.ones(2)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for _ in range(2):
+        assert torch.equal(call(network, x), torch.tensor([2.0, 4.0]))
+    assert type(network.place) is Tensor
+    torch.set_rng_state(before)
+    in_place = Graphs()
+    assert torch.equal(in_place(Tensor.mul_, x, 3.0), torch.full((2,), 3.0))
+    assert torch.equal(x, torch.full((2,), 3.0))  # once
+
+
+@pytest.mark.parametrize(
+    "error", [InductorError(CppCompileError(["g++"], "interrupted"), None), OSError("killed")]
+)
+def test_a_compiler_that_a_signal_ended_is_called_again_once(monkeypatch, error):
+    calls, failures = [], 1
 
     def compile_or_end(graph, examples, **_):
         calls.append(1)
-        if len(calls) < 2:
-            raise InductorError(CppCompileError(["g++"], "interrupted"), None)
+        if len(calls) <= failures:
+            raise error
         return lambda *args: graph(*args)
 
     monkeypatch.setattr(torch._inductor, "standalone_compile", compile_or_end)
     assert torch.equal(Graphs()(torch.neg, torch.ones(2)), -torch.ones(2))
     assert len(calls) == 2
+    calls, failures = [], 2
+    with pytest.raises(ConfigError, match=r"agent\.kernels: 'compiled' failed, use torch: ."):
+        Graphs()(torch.neg, torch.ones(2))
 
 
 @pytest.mark.usefixtures("interpreted")

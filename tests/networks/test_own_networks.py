@@ -64,6 +64,7 @@ def test_the_example_trains_and_its_policy_evaluates(folder, method):
     run = mtrl(folder, *TRAIN, *named, "--optimizer.name", method, "--run_dir", "run")
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("note: this network is written for one task alone") == 1
+    assert "\ndone: mtrl evaluate run --import my_networks\n" in run.stdout
     refused = mtrl(folder, "evaluate", "run", "--episodes", "1")
     assert refused.returncode == 2
     assert "--import my_networks" in refused.stderr

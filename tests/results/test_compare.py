@@ -182,12 +182,29 @@ def test_what_makes_runs_unlike_is_said_in_a_line_each(make_run):
     ]
     told = warnings([read_curve(run) for run in runs])
     for words in (
-        "numbers of episodes per evaluation: 1, 5", "total steps per task: 5, 9", "last evaluations", "commits: a, b",
+        "numbers of episodes per evaluation: 1, 5", "total steps per task: 5, 9", "commits: a, b",
+        "runs end at 1 to 2 steps per task: all are compared up to the end of ",
         "versions: {'torch': '1'}", "goals are fixed by the seed, and the labels have different ones (x: 0; y: 7)",
     ):  # fmt: skip
         assert sum(words in line for line in told) == 1, words
     alike = [make_run(f"{x}/seed3", {1: (1, 1)}, config="seed: 3", **one) for x in "vw"]
     assert warnings([read_curve(run) for run in alike]) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "unlike"),
+    [
+        ("agent: {kernels: onednn, gamma: 0.9}", "agent: {kernels: compiled, gamma: 0.9}", False),
+        ("agent: {kernels: onednn, gamma: 0.9}", "agent: {kernels: onednn, gamma: 0.99}", True),
+    ],
+)
+def test_kernels_are_a_matter_of_the_machine_and_other_settings_of_the_arm(make_run, first, second, unlike):
+    runs = [
+        make_run(f"x/seed{n}", {1: (1, 1)}, config=f"seed: {n}\n{own}")
+        for n, own in enumerate((first, second))
+    ]
+    told = warnings([read_curve(run) for run in runs])
+    assert told == ["the runs of x have different settings, not only seeds"] * unlike
 
 
 def test_seeds_are_grouped_by_their_folder_and_labels_tell_equal_names_apart(make_run):
