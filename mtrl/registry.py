@@ -55,15 +55,18 @@ def find(name: str, known: Mapping[str, type[T]], base: type[T], what: str) -> t
     require_trusted(name)
     sys.path.append(os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), attribute, None)
+        there = vars(importlib.import_module(module))
     except Exception as error:  # whatever a module raises when it is imported
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{name!r}: the module {module} cannot be imported ({detail})") from None
     finally:
         sys.path.remove(os.getcwd())
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{name!r}: {module} has no {base.__name__} called {attribute!r}")
-    return found
+    classes = {key: item for key, item in there.items() if isinstance(item, type) and issubclass(item, base)}
+    if attribute not in classes:
+        own = [key for key, item in classes.items() if item.__module__ == module]
+        told = f"; it has {', '.join(own)}" if own else ""
+        raise ValueError(f"{name!r}: {module} has no {base.__name__} called {attribute!r}{told}")
+    return classes[attribute]
 
 
 def options_of(cls: type, own: tuple[str, ...]) -> dict[str, Any]:

@@ -100,9 +100,7 @@ class Session:
             )
             agent = self.trainer.agent
             if self.config.agent.kernels == "compiled":
-                report(
-                    "compiling the update: half a minute to two; some ten seconds where this was done before"
-                )
+                report("compiling the update: 30 to 120 seconds, about 10 if it is in the cache")
             elif self.config.agent.kernels != "plain" and not agent.all_at_once:
                 report(
                     "note: this network is written for one task alone, so vmap runs it in stock torch: slower, "

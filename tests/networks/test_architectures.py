@@ -512,7 +512,7 @@ def test_an_auxiliary_tower_enters_no_target_no_value_and_no_action(make, make_b
         ("mmo", {}, "agent.network.name: no network 'mmo', did you mean 'mmoe'?"),
         ("nowhere:Net", {}, "--import nowhere"),
         ("os:path", {}, "os has no Network called 'path'"),
-        ("own_networks:Nothing", {}, "own_networks has no Network called 'Nothing'"),
+        ("own_networks:Nothing", {}, "own_networks has no Network called 'Nothing'; it has Mixture"),
     ],
 )  # fmt: skip
 def test_a_bad_name_or_option_is_refused_by_key_and_value(make_agent, name, options, part):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -237,18 +238,20 @@ def test_every_claim_is_shipped_is_no_config_and_its_page_is_that_of_the_data():
 
 
 def test_a_claims_commands_make_the_data_of_all_its_arms_and_of_its_positive_control():
-    root = BENCH.parents[3]
+    @cache
+    def seeds_and_steps(file):
+        experiment = read_experiment(BENCH.parents[3] / file)
+        runs = [(f"{experiment.name}/{run.arm}", run) for run in plan(experiment, Path("runs"))]
+        return [(arm, run.seed, run.request.config.total_steps_per_task) for arm, run in runs]
+
     for claim in CLAIMS.values():
         if claim.test == "cost":
             continue
-        files = [line.split()[2] for line in claim.commands if line.startswith("mtrl sweep ")]
         made = {}
-        for file in files:
-            experiment = read_experiment(root / file)
-            for run in plan(experiment, Path("runs")):
-                made.setdefault(f"{experiment.name}/{run.arm}", set()).add(run.seed)
-                steps = run.request.config.total_steps_per_task
-                assert steps == claim.steps_per_task, (claim.name, run.arm)
+        for line in claim.commands:
+            for arm, seed, steps in seeds_and_steps(line.split()[2]) if "mtrl sweep " in line else ():
+                made.setdefault(arm, set()).add(seed)
+                assert steps == claim.steps_per_task, (claim.name, arm)
         needed = {*claim.arms, claim.reference, claim.control["better"], claim.control["worse"]} - {None}
         assert needed <= set(made), claim.name
         assert len(set.intersection(*(made[arm] for arm in needed))) >= 3, claim.name  # seeds, to pair by

@@ -9,20 +9,33 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
+
+from mtrl.envs import SUITES
+from mtrl.results.baselines import read_baseline
 from mtrl.results.export import read_table
 from mtrl.results.figures import new_figure
 
 HERE = Path(__file__).parent
 RECIPES = {"first recipe": (100, 101), "second recipe": (102, 103), "mt10_fast": (104, 105)}
-# Read off the published curves of BRC (Nauman et al. 2025, arXiv 2505.23150): one agent for 50 tasks, 5 seeds,
-# mean over the tasks of MT10.
-BRC = {50_000: 0.30, 100_000: 0.70, 150_000: 0.89, 200_000: 0.92, 300_000: 0.98}
 LAST = 5
+MARKS = (50_000, 100_000, 150_000, 200_000, 300_000)  # steps per task
 
 ARMS = {"first recipe": "first_recipe", "second recipe": "second_recipe", "mt10_fast": "mt10_fast"}
 TABLE = {(curve.folder.name, curve.seed): curve for curve in read_table(HERE / "runs.csv")}
 
 Run = Sequence[dict[str, Any]]  # its evaluations
+
+
+def brc() -> dict[int, float]:
+    """BRC's success (Nauman et al. 2025, arXiv 2505.23150): one agent for 50 tasks, 5 seeds, mean over MT10's ten."""
+    published = read_baseline("brc", SUITES["mt10"], "mt10")
+    (curves,) = (curves for label, curves in published.curves.items() if "50 tasks" in label)
+    runs = [curve.at(np.array(MARKS)) for curve in curves]
+    return dict(zip(MARKS, np.mean([run.success for run in runs], (0, 2)).tolist(), strict=True))
+
+
+BRC = brc()
 
 
 def load(seed: int | str) -> Run:
