@@ -9,8 +9,10 @@ flag) stays as it was at the trace. A graph is of the shapes that it was traced 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from mtrl.config import ConfigError
 
+ATTEMPTS = 3  # a signal that stops the run, or has stopped one before, ends the compiler, too
 MOST = 32  # graphs of one agent: more are a sign of shapes that never repeat
 
 
@@ -90,11 +93,14 @@ class Graphs:
                 devices=[]
             ):  # what a network makes at its first call is made of real numbers
                 flat(*(tensor.clone() for tensor in examples))
-            try:
-                run = compiled()
-            except Exception:  # a signal that stops the run ends the compiler, too, and inductor remembers
-                torch._inductor.utils.clear_caches()
-                run = compiled()
+            for left in reversed(range(ATTEMPTS)):
+                try:
+                    run = compiled()
+                    break
+                except Exception as error:
+                    if left == 0:
+                        raise
+                    forget(error)
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"agent.kernels: 'compiled' failed, use torch: {reason}") from error
@@ -102,6 +108,15 @@ class Graphs:
 
 
 PLACE = torch.empty(0)  # where a result has a tensor
+
+
+def forget(error: Exception) -> None:
+    """Remove what the compiler left when it was ended: inductor's memory of it, and a file that cannot be loaded."""
+    torch._inductor.utils.clear_caches()
+    folder = Path(torch._inductor.codecache.cache_dir())  # type: ignore[attr-defined]
+    for library in re.findall(r"/\S+?\.so\b", str(error)):
+        if Path(library).is_relative_to(folder):
+            Path(library).unlink(missing_ok=True)
 
 
 def layout(value: Any, found: list[Tensor]) -> Hashable:

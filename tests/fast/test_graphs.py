@@ -267,23 +267,45 @@ def test_tracing_changes_nothing_that_a_network_has_or_is_given():
 
 
 @pytest.mark.parametrize(
-    "error", [InductorError(CppCompileError(["g++"], "interrupted"), None), OSError("killed")]
+    ("kind", "words", "lost"),
+    [
+        (CppCompileError, "g++ was ended", set()),
+        (InductorError, "ImportError: {}/ab/first.main.so: file too short", {"first.main.so"}),
+        (OSError, "{}/ab/second.so: invalid ELF header", {"second.so"}),
+        (OSError, "/nowhere{}/ab/second.so: invalid ELF header", set()),
+    ],
 )
-def test_a_compiler_that_a_signal_ended_is_called_again_once(monkeypatch, error):
+def test_a_compiler_that_a_signal_ended_is_called_again_without_what_it_left(
+    monkeypatch, tmp_path, kind, words, lost
+):
+    class Ended(kind):
+        def __init__(self) -> None:
+            Exception.__init__(self, words.format(tmp_path))
+
+        def __str__(self) -> str:
+            return words.format(tmp_path)
+
+    left = {"first.main.so", "second.so", "graph.py"}
+    (tmp_path / "ab").mkdir()
+    for name in left:
+        (tmp_path / "ab" / name).touch()
     calls, failures = [], 1
 
     def compile_or_end(graph, examples, **_):
         calls.append(1)
         if len(calls) <= failures:
-            raise error
+            raise Ended
         return lambda *args: graph(*args)
 
+    monkeypatch.setattr(torch._inductor.codecache, "cache_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch._inductor, "standalone_compile", compile_or_end)
     assert torch.equal(Graphs()(torch.neg, torch.ones(2)), -torch.ones(2))
     assert len(calls) == 2
-    calls, failures = [], 2
+    assert {path.name for path in (tmp_path / "ab").iterdir()} == left - lost
+    calls, failures = [], 3
     with pytest.raises(ConfigError, match=r"agent\.kernels: 'compiled' failed, use torch: ."):
         Graphs()(torch.neg, torch.ones(2))
+    assert len(calls) == 3
 
 
 @pytest.mark.usefixtures("interpreted")
