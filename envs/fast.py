@@ -11,7 +11,9 @@ from functools import cache
 from math import sqrt
 from typing import Any
 
-import mujoco
+from mtrl.envs.physics import mujoco  # before Meta-World, which imports it too
+
+# isort: split
 import numpy as np
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
 from metaworld.utils import reward_utils

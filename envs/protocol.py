@@ -53,6 +53,9 @@ class WorkerDiedError(SuiteError):
 def metaworld_suites() -> dict[str, tuple[str, ...]]:
     """Task names of `mt10`, `mt25` and `mt50`, in Meta-World's own order. Imports the simulator."""
     with process.safe_path():
+        from mtrl.envs import physics  # noqa: F401  before Meta-World, which imports MuJoCo too
+
+        # isort: split
         from metaworld import env_dict
 
     return {

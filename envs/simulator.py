@@ -8,8 +8,10 @@ from __future__ import annotations
 import weakref
 from typing import Any, Literal
 
+from mtrl.envs.physics import mujoco  # before Meta-World, which imports it too
+
+# isort: split
 import gymnasium as gym
-import mujoco
 import numpy as np
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from numpy.typing import NDArray

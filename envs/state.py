@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from mtrl.envs import plain
+from mtrl.envs.physics import mujoco
 
 MODEL_FIELDS = ("body_pos", "site_pos")
 """The fields of the model that Meta-World's resets change."""

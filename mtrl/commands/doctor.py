@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         (
             "metaworld",
             step_metaworld,
-            "reinstall with `pip install -e .`; unset MUJOCO_GL if mujoco fails to import",
+            "reinstall with `pip install -e .`",
             True,
         ),
         (

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -70,6 +74,16 @@ def test_no_picture_sets_a_variable_of_this_process(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SuiteError, match=r"MUJOCO_GL=osmesa; .*libosmesa6"):
         make_suite(Protocol("reach-v3"), render_mode="rgb_array")
     screen.drawing.cache_clear()
+
+
+def test_a_way_of_drawing_that_is_not_there_keeps_nobody_from_training() -> None:
+    step = (
+        "import os; from mtrl.envs import Protocol, make_suite; envs = make_suite(Protocol('reach-v3'), workers=0); "
+        "envs.reset(); print(os.environ['MUJOCO_GL'])"
+    )
+    variables = {**os.environ, "MUJOCO_GL": "nothing", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", step], env=variables, capture_output=True, text=True)
+    assert done.stdout == "nothing\n", done.stderr
 
 
 def test_the_point_is_blue_on_its_place_and_green_where_it_has_to_go() -> None:
