@@ -179,9 +179,10 @@ def print_tables(
     )
     unseen = any(row["unseen"]["mean"] is not None for row in summary.values())
     shown = (*SHOWN, "unseen") if unseen else SHOWN
+    looks = f"{len(steps)} evaluation{'s' * (len(steps) > 1)}"
     table = make_table(
         "arm", "seeds", *shown, "IQM", "failed", "dead tasks per seed",
-        title=f"mean success over tasks, {len(steps)} evaluations up to {steps[-1]:.0f} steps per task",
+        title=f"mean success over tasks, {looks} up to {steps[-1]:.0f} steps per task",
         caption=caption,
     )  # fmt: skip
     for label, row in summary.items():

@@ -237,10 +237,15 @@ def warnings(curves: Sequence[Curve]) -> list[str]:
                 f"{curve.path} is marked {curve.status}: its success after {curve.last_step:.0f} steps per task "
                 "counts as 0"
             )
-        elif not curve.status.startswith("DONE"):
-            found.append(f"{curve.path} is marked {curve.status}")
         if np.isnan(curve.success).any():
             found.append(f"{curve.path} has tasks that never told success: no mean over tasks")
+    unfinished: dict[str, list[Path]] = {}
+    for curve in curves:
+        if not curve.failed and not curve.status.startswith("DONE"):
+            unfinished.setdefault(curve.status, []).append(curve.path)
+    for status, paths in unfinished.items():
+        others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        found.append(f"not finished: {paths[0]}{others} ({status})")
     return found
 
 

@@ -191,6 +191,18 @@ def test_what_makes_runs_unlike_is_said_in_a_line_each(make_run):
     assert warnings([read_curve(run) for run in alike]) == []
 
 
+def test_runs_that_are_not_finished_are_told_by_their_status_in_one_line_each(make_run):
+    runs = [
+        make_run(f"x/seed{n}", {1: (1, 1)}, config=f"seed: {n}", status=status)
+        for n, status in enumerate(("INTERRUPTED by SIGINT", "DONE", "KILLED", "KILLED"))
+    ]
+    told = [line for line in warnings([read_curve(run) for run in runs]) if "not finished" in line]
+    assert told == [
+        f"not finished: {runs[0]} (INTERRUPTED by SIGINT)",
+        f"not finished: {runs[2]} and 1 more (KILLED)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "unlike"),
     [
