@@ -119,9 +119,9 @@ def find_config(name: str) -> Path:
     path = path_of("config", name)
     if path.is_file():
         return path
+    hint = nearest(name, names) or f"; there are {', '.join(n for n in names if '/' not in n)}"
     raise ConfigError(
-        f"config: {shown(name)} is neither a file nor a shipped config{nearest(name, names)}; "
-        f"there are {', '.join(n for n in names if '/' not in n)} (see `mtrl list configs`)"
+        f"config: {shown(name)} is neither a file nor a shipped config{hint} (see `mtrl list configs`)"
     )
 
 
