@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
+
 from mtrl.config import ConfigError
 from mtrl.files import write_synced
 from mtrl.results.claims import (
@@ -16,8 +19,18 @@ from mtrl.results.claims import (
 )
 from mtrl.results.tables import make_table, report_json, require_writable, show
 from mtrl.settings import Parser, path_of
+from mtrl.sweep.grid import experiment_names, read_experiment
 
 PAGE = ROOT / "docs/claims.md"
+
+
+def planned_seeds(arms: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Of arms of the shipped experiments: the seeds that their files fixed."""
+    files = experiment_names()
+    found: dict[str, tuple[int, ...]] = {}
+    for name in {arm.partition("/")[0] for arm in arms} & files.keys():
+        found |= {f"{name}/{arm}": seeds for arm, seeds in read_experiment(files[name]).seeds.items()}
+    return found
 
 
 def main(arguments: list[str]) -> int:
@@ -37,9 +50,12 @@ def main(arguments: list[str]) -> int:
     if args.write and (args.names or args.runs or args.bench or not PAGE.parent.is_dir()):
         raise ConfigError("write: docs/claims.md is of all claims and the committed data, in a checkout")
     paths = args.runs or committed_tables()
-    arms = read_arms(paths) if paths else {}
+    arms, young = read_arms(paths) if paths else ({}, [])
+    for line in young:
+        print(f"mtrl: warning: {line}", file=sys.stderr)
     bench = path_of("bench", args.bench) if args.bench else BENCH
-    verdicts = [judge(claim, arms, bench) for claim in read_claims(args.names)]
+    planned = planned_seeds(arms)
+    verdicts = [judge(claim, arms, bench, planned) for claim in read_claims(args.names)]
     if args.write:
         write_synced(PAGE, as_markdown(verdicts).encode())
     if report_json({v.claim.name: as_json(v) for v in verdicts}, args.json):

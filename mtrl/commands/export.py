@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from mtrl.files import write_synced
-from mtrl.results.compare import by_label, read_curves
+from mtrl.results.compare import read_curves
 from mtrl.results.export import write_table
 from mtrl.results.tables import require_writable
 from mtrl.settings import Parser, path_of
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"file: {args.file!r} is not valid; the last name is the table's and ends in .csv")
     require_writable(args.file, "file")
     curves, young = read_curves(args.runs)
-    text = write_table(by_label(curves))
+    text = write_table(curves)
     write_synced(path, text.encode())
     for line in young:
         print(f"mtrl: warning: {line}", file=sys.stderr)

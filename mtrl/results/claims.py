@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -121,34 +122,44 @@ def read_claim(path: Path) -> Claim:
     return claim
 
 
-def read_arms(paths: Sequence[str]) -> dict[str, list[Curve]]:
-    """Runs by ``experiment/arm``: the last two folders above ``seed<n>``.
+def read_arms(paths: Sequence[str]) -> tuple[dict[str, list[Curve]], list[str]]:
+    """Runs by ``experiment/arm`` (the last two folders above ``seed<n>``), and a line about each without evaluation.
 
     Raises:
         ConfigError: an arm has two runs of one seed.
     """
-    curves, _ = read_curves(paths)
+    curves, young = read_curves(paths)
     arms: dict[str, list[Curve]] = {}
     for curve in sorted(curves, key=lambda curve: by_number(curve.path)):
-        name = "/".join(curve.folder.parts[-2:])
+        name = curve.arm
         arm = arms.setdefault(name, [])
         twin = next((c.path for c in arm if c.seed is not None and c.seed == curve.seed), None)
         if twin is not None:
             raise ConfigError(f"claims: {name} has seed {curve.seed} twice: {twin} and {curve.path}")
         arm.append(curve)
-    return arms
+    return arms, young
 
 
 def committed_tables() -> list[str]:
     return [str(path) for path in sorted(TABLES.glob("*.csv"))]
 
 
-def judge(claim: Claim, arms: Arms, bench: Path | None = None) -> Verdict:
-    """What runs, or the bench's figures, say of a claim."""
+def judge(
+    claim: Claim,
+    arms: Arms,
+    bench: Path | None = None,
+    planned: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> Verdict:
+    """What runs, or the bench's figures, say of a claim.
+
+    Args:
+        planned: seeds by arm, fixed before the runs: with any of them to go, no number of the arm is computed.
+    """
     if claim.test == "cost":
         return judge_cost(claim, bench)
-    own = complete(claim, arms)
-    findings = {arm: Finding(NO_DATA, "no complete run") for arm in claim.arms}
+    lacks = {arm: to_go(claim, curves, planned.get(arm, ())) for arm, curves in arms.items()}
+    own = complete(claim, {arm: curves for arm, curves in arms.items() if not lacks[arm]})
+    findings = {arm: Finding(NO_DATA, lacks.get(arm) or "no run") for arm in claim.arms}
     there = [arm for arm in claim.arms if arm in own]
     if claim.reference is None:
         findings |= {arm: judge_sign(claim, own[arm]) for arm in there}
@@ -164,7 +175,7 @@ def judge(claim: Claim, arms: Arms, bench: Path | None = None) -> Verdict:
     control = judge_control(claim, own)
     verdicts = [finding.verdict for finding in findings.values()]
     if all(verdict == NO_DATA for verdict in verdicts):
-        return Verdict(claim, NO_DATA, "no arm has complete runs", control, findings)
+        return Verdict(claim, NO_DATA, "no arm has all its runs", control, findings)
     if control.verdict != SUPPORTED:
         why = f"the positive control is not detected ({control.numbers})"
         return Verdict(claim, INCONCLUSIVE, why, control, findings)
@@ -191,19 +202,44 @@ def overall(claim: Claim, verdicts: Sequence[str]) -> tuple[str, str]:
     )
 
 
+def to_go(claim: Claim, curves: Sequence[Curve], planned: Sequence[int]) -> str:
+    """What an arm's runs lack; nothing where all that were begun or planned have ended."""
+    ended = [
+        curve for curve in curves
+        if curve.failed or (curve.status.startswith("DONE") and curve.last_step >= claim.steps_per_task)
+    ]  # fmt: skip
+    total = len(curves) + len(set(planned) - {curve.seed for curve in curves})
+    return f"{len(ended)} of {total} runs have ended" if len(ended) < total else ""
+
+
 def complete(claim: Claim, arms: Arms) -> dict[str, list[Curve]]:
-    """The runs that are through, or failed, at evaluations up to the claim's steps that all have."""
-    wanted = {*claim.arms, claim.reference, claim.control.get("better"), claim.control.get("worse")}
-    own = {
-        name: [
-            curve for curve in arms[name]
-            if curve.failed or (curve.status.startswith("DONE") and curve.last_step >= claim.steps_per_task)
-        ] for name in arms if name in wanted
-    }  # fmt: skip
-    there = [curve for curves in own.values() for curve in curves]
-    if all(curve.failed for curve in there):
+    """The claim's arms, whose runs have all ended, at the evaluations up to the claim's steps.
+
+    Raises:
+        ConfigError: what cannot be compared: other tasks, another protocol, or evaluations at other steps.
+    """
+    judged = [arm for arm in (*claim.arms, claim.reference or "") if arm in arms]
+    own = {name: arms[name] for name in (*judged, *claim.control.values()) if name in arms}
+    there = [(name, curve) for name, curves in own.items() for curve in curves]
+    if all(curve.failed for _, curve in there):
         return {}
-    shared = shared_steps(there)
+
+    def looks(curve: Curve) -> list[float]:
+        steps: list[float] = curve.steps[curve.steps <= claim.steps_per_task].tolist()
+        return steps
+
+    first = next(curve for _, curve in there if not curve.failed)
+    for name, curve in there:
+        alike = {
+            "tasks": curve.task_names == first.task_names,
+            "a protocol": curve.protocol == first.protocol or name not in judged,
+            "steps of evaluations": curve.failed or looks(curve) == looks(first),
+        }
+        if unlike := [what for what, same in alike.items() if not same]:
+            raise ConfigError(
+                f"claims: {claim.name}: {curve.path} has {unlike[0]} unlike those of {first.path}"
+            )
+    shared = shared_steps([curve for _, curve in there])
     shared = shared[shared <= claim.steps_per_task]
     if not len(shared) or shared[-1] < claim.steps_per_task:
         raise ConfigError(
@@ -225,8 +261,8 @@ def unfit(found: Difference, metric: str) -> str | None:
         return f"fewer than {FEWEST} seeds"
     if not found.testable:
         return "no difference between seeds to test with, or a score that is not known"
-    if metric != LOSS and found.near_end:
-        return "an arm is nearer than .05 to 0 or 1, where everything is equivalent"
+    if metric != LOSS and found.level:
+        return "both arms are nearer than .05 to 0, or to 1, where everything is equivalent"
     return None
 
 

@@ -83,6 +83,9 @@ def read_curves(paths: Sequence[str]) -> tuple[list[Curve], list[str]]:
             young[0].removesuffix(": left out") if young else f"run: all of {len(lost)} runs failed"
         )
     curves += [failed_curve(run, curves[0].task_names) for run in lost]
+    places = [curve.path for curve in curves]
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise ConfigError(f"run: {twice} comes twice; each run counts once")
     return curves, young
 
 
@@ -265,7 +268,7 @@ def against(a: Sequence[Curve], b: Sequence[Curve], metric: str, margin: float) 
     ``±margin``; powers and needed seeds are for truly equal arms of the found SD.
     """
     found = difference(a, b, lambda curve: statistics(curve)[metric])
-    sure = found.testable and not found.near_end  # near an end everything is equivalent
+    sure = found.testable and not found.level
     powers: dict[str, Any] = {}
     for name, power in (("not_better", power_non_superiority), ("equivalent", power_equivalence)):
         powers[f"power_{name}"] = power(found.runs, found.sd, margin, found.paired) if sure else None
@@ -306,6 +309,7 @@ def summarise(
             "minutes": float(np.mean([c.minutes[-1] for c in curves])),
             "protocol": curves[0].protocol,
             **{name: described(values) for name, values in scores.items()},
+            "training_success": described(np.array([c.training_success for c in curves], dtype=float)),
             "iqm_last5": {"mean": known(iqm(tasks)), "ci": as_json(iqm_interval(tasks))},
             "tasks": dict(zip(curves[0].task_names, map(known, tasks.mean(axis=0)), strict=True)),
             "dead_tasks": [dead_tasks(curve) for curve in curves],

@@ -49,19 +49,19 @@ ABOUT: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def write_table(groups: Mapping[str, Sequence[Curve]]) -> str:
-    """The text of a table of runs by arm.
+def write_table(curves: Sequence[Curve]) -> str:
+    """The text of a table of runs by arm, ``<experiment>/<arm>``: the same however often a table is written anew.
 
     Raises:
         ConfigError: two runs of an arm have the same seed, so that a table would not tell them apart.
     """
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    runs = [(arm, curve) for arm, curves in groups.items() for curve in curves]
+    runs = [(curve.arm, curve) for curve in curves]
     places: dict[Path, Path] = {}
     print(FORMAT, file=text)
     for number, (arm, curve) in enumerate(runs):
-        place = place_of(Path(), arm, curve.seed)
+        place = place_of(Path("x.csv"), arm, curve.seed)
         if place in places:
             raise ConfigError(
                 f"run: {curve.path} and {places[place]} are both {place} (the arm and the seed are equal)"
@@ -70,6 +70,8 @@ def write_table(groups: Mapping[str, Sequence[Curve]]) -> str:
         values = (arm, curve.seed, curve.status, curve.protocol, list(curve.task_names), curve.episodes,
                   curve.settings, curve.acting, curve.critic_loss)  # fmt: skip
         about = {"run": number, **dict(zip(ABOUT, values, strict=True))}
+        if curve.training_success is not None:
+            about["training_success"] = curve.training_success
         if curve.unseen is not None:
             about["unseen"] = asdict(curve.unseen)
         if curve.cosines:
@@ -89,9 +91,10 @@ def short(number: float) -> str:
     return "" if math.isnan(number) else repr(int(number)) if number == int(number) else repr(float(number))
 
 
-def place_of(folder: Path, arm: str, seed: int | None) -> Path:
-    """As if the run's folder lay in one that is named like the table."""
-    return folder / arm if seed is None else folder / arm / f"seed{seed}"
+def place_of(table: Path, arm: str, seed: int | None) -> Path:
+    """As if the run's folder lay next to the table; where the arm names no experiment, in one that is named like it."""
+    folder = (table.parent if "/" in arm else table.with_suffix("")) / arm
+    return folder if seed is None else folder / f"seed{seed}"
 
 
 def read_table(path: Path) -> list[Curve]:
@@ -113,11 +116,10 @@ def read_table(path: Path) -> list[Curve]:
         if len(cells) != len(COLUMNS) or not row["run"].isdecimal() or int(row["run"]) >= len(rows):
             raise ConfigError(f"run: {path} line {number} is no row of a run that is named above")
         rows[int(row["run"])].append((number, row))
-    folder = path.resolve().with_suffix("")
-    curves = [curve_of(about, own, folder, path) for about, own in zip(abouts, rows, strict=True)]
+    curves = [curve_of(about, own, path) for about, own in zip(abouts, rows, strict=True)]
     places = [curve.path for curve in curves]
     if twice := next((place for place in places if places.count(place) > 1), None):
-        raise ConfigError(f"run: {path} has {twice.relative_to(folder)} twice")
+        raise ConfigError(f"run: {path} has {twice.relative_to(path.resolve().parent)} twice")
     return curves
 
 
@@ -138,9 +140,7 @@ def read_about(text: str, where: str, number: int) -> dict[str, Any]:
     return about
 
 
-def curve_of(
-    about: dict[str, Any], rows: list[tuple[int, dict[str, str]]], folder: Path, path: Path
-) -> Curve:
+def curve_of(about: dict[str, Any], rows: list[tuple[int, dict[str, str]]], path: Path) -> Curve:
     tasks = tuple(about["tasks"])
     unseen = read_unseen(about["unseen"], len(tasks), path) if "unseen" in about else None
     numbers: dict[str, list[list[float]]] = {key: [] for key in NUMBERS}
@@ -171,13 +171,21 @@ def curve_of(
         return np.array(numbers[key], dtype=float).reshape(len(steps), len(tasks))
 
     return Curve(
-        path=place_of(folder, about["arm"], about["seed"]), protocol=about["protocol"], status=about["status"],
+        path=place_of(path.resolve(), about["arm"], about["seed"]), protocol=about["protocol"], status=about["status"],
         task_names=tasks, steps=np.array(steps), minutes=np.array(minutes), success=column("success"),
         at_end=column("success_at_end"), returns=column("return"), episodes=about["episodes"],
         seed=about["seed"], settings=about["settings"], acting=about["acting"],
-        critic_loss=about["critic_loss"], unseen=unseen,
+        critic_loss=about["critic_loss"], training_success=read_share(about, "training_success", path), unseen=unseen,
         cosines=read_cosines(about.get("cosines", {}), len(tasks), path),
     )  # fmt: skip
+
+
+def read_share(about: Mapping[str, Any], key: str, path: Path) -> float | None:
+    """A number in [0, 1]; None where the table has none, as older ones."""
+    value = about.get(key)
+    if value is not None and not (type(value) in (int, float) and 0 <= value <= 1):
+        raise ConfigError(f"run: {path}: {key} of {about['arm']} is {value!r:.80}, which no table has")
+    return value
 
 
 def pairs_of(cosines: Array) -> list[float | None]:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import re
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -63,7 +64,8 @@ class Curve:
         settings: what makes runs alike or not, by name; see :func:`settings_of`.
         acting: per network, what the method did to the gradient; see :func:`acting_of`.
         cosines: per network, the mean pairwise cosines ``[T, T]`` of the tasks' gradients; see :func:`cosines_of`.
-        critic_loss: mean over tasks and the second half of the training log; None where it is not known.
+        critic_loss, training_success: mean over tasks and the second half of the training log; None where it is not
+            known.
         unseen: of the policy at the last step, on goals of another seed; None where that was not measured.
     """
 
@@ -82,12 +84,18 @@ class Curve:
     acting: dict[str, dict[str, float]] = field(default_factory=dict)
     cosines: dict[str, Array] = field(default_factory=dict)
     critic_loss: float | None = None
+    training_success: float | None = None
     unseen: Unseen | None = None
 
     @property
     def folder(self) -> Path:
         """Where the seeds of one label lie: the folder above ``seed<n>``, or the run's own."""
-        return self.path.parent if self.path.name.startswith("seed") else self.path
+        return self.path.parent if re.fullmatch(r"seed\d+", self.path.name) else self.path
+
+    @property
+    def arm(self) -> str:
+        """``<experiment>/<arm>``: the last two names of :attr:`folder`."""
+        return "/".join(self.folder.parts[-2:])
 
     @property
     def failed(self) -> bool:
@@ -103,6 +111,8 @@ class Curve:
         kept = np.isin(self.steps, steps)
         missing = steps[steps > self.last_step] if self.failed else steps[:0]
         lost = np.zeros((len(missing), len(self.task_names)))
+        # what is of half of the training log is neither of a part of the run, nor of one that failed on its way
+        whole = self.last_step in steps and not self.failed
         return replace(
             self,
             steps=np.append(self.steps[kept], missing),
@@ -113,6 +123,8 @@ class Curve:
             at_end=np.vstack((self.at_end[kept], lost)),
             returns=np.vstack((self.returns[kept], np.full_like(lost, math.nan))),
             unseen=self.unseen if self.last_step in steps else None,
+            critic_loss=self.critic_loss if whole else None,
+            training_success=self.training_success if whole else None,
         )
 
     def of_tasks(self, names: tuple[str, ...]) -> Curve:
@@ -223,7 +235,8 @@ def about(run: RunPaths) -> dict[str, Any]:
     return {
         "path": run.path, "protocol": protocol["name"], "status": run.status,
         "seed": seed_of(run, config), "settings": settings_of(config, meta, protocol),
-        "acting": acting_of(run, measured), "cosines": cosines_of(measured), "critic_loss": loss_of(run),
+        "acting": acting_of(run, measured), "cosines": cosines_of(measured),
+        "critic_loss": late(run, "train/critic_loss"), "training_success": late(run, "rollout/success_rate"),
     }  # fmt: skip
 
 
@@ -322,11 +335,11 @@ def cosines_of(measured: list[dict[str, Any]]) -> dict[str, Array]:
     return found
 
 
-def loss_of(run: RunPaths) -> float | None:
-    """Mean critic loss over the second half of ``progress.csv``."""
-    values = logged(run, "train/critic_loss", finite=False)
-    finite = [value for value in values[len(values) // 2 :] if math.isfinite(value)]
-    return float(f"{np.mean(finite):.6g}") if finite else None
+def late(run: RunPaths, key: str) -> float | None:
+    """Mean over the second half of a column of ``progress.csv``; None where that knows none."""
+    values = logged(run, key, finite=False)
+    known = [value for value in values[len(values) // 2 :] if math.isfinite(value)]
+    return float(f"{np.mean(known):.6g}") if known else None
 
 
 def logged(run: RunPaths, key: str, finite: bool = True) -> list[float]:

@@ -82,7 +82,8 @@ class Difference:
         sd: of paired differences over seeds, or pooled over the runs of an arm.
         runs: pairs, or runs of the smaller arm.
         paired: whether runs of the same seed were subtracted.
-        near_end: whether an arm's mean is nearer than :data:`EDGE` to 0 or 1.
+        near_end: whether an arm's mean is nearer than :data:`EDGE` to 0 or 1: no interval is right there.
+        level: whether both are, at the same end: everything is equivalent there.
     """
 
     mean: float
@@ -92,6 +93,7 @@ class Difference:
     runs: int
     paired: bool
     near_end: bool
+    level: bool
 
     @property
     def testable(self) -> bool:
@@ -125,21 +127,27 @@ def paired_difference(a: Array, b: Array) -> Difference:
     sd = float(differences.std(ddof=1)) if len(differences) > 1 else math.nan
     return Difference(
         float(differences.mean()), sd / math.sqrt(len(differences)), len(differences) - 1, sd,
-        len(differences), True, not (inside(float(a.mean())) and inside(float(b.mean()))),
+        len(differences), True, *ends(a, b),
     )  # fmt: skip
 
 
 def welch_difference(a: Array, b: Array) -> Difference:
     """Of independent runs ``a [n]`` and ``b [m]``, whose variances may differ (Welch 1947)."""
-    near_end = not (inside(float(a.mean())) and inside(float(b.mean())))
     mean, runs = float(a.mean() - b.mean()), min(len(a), len(b))
     if runs < 2:
-        return Difference(mean, math.nan, math.nan, math.nan, runs, False, near_end)
+        return Difference(mean, math.nan, math.nan, math.nan, runs, False, *ends(a, b))
     parts = np.array([a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)])
     below = (parts**2 / (np.array([len(a), len(b)]) - 1)).sum()
     freedom = float(parts.sum() ** 2 / below) if below > 0 else math.nan
     sd = math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
-    return Difference(mean, float(np.sqrt(parts.sum())), freedom, sd, runs, False, near_end)
+    return Difference(mean, float(np.sqrt(parts.sum())), freedom, sd, runs, False, *ends(a, b))
+
+
+def ends(a: Array, b: Array) -> tuple[bool, bool]:
+    """Whether a mean is near 0 or 1, and whether both are near the same of them."""
+    means = float(a.mean()), float(b.mean())
+    near = not all(map(inside, means))
+    return near, max(means) < EDGE or min(means) > 1 - EDGE
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -202,7 +210,7 @@ def seeds_needed(
 
 def iqm(scores: Array) -> float:
     """Mean of the middle half of all ``[n, T]`` scores of n runs and T tasks (Agarwal et al. 2021, 2108.13264)."""
-    return float(trim_mean(scores.ravel(), 0.25))
+    return float(trim_mean(scores.ravel(), 0.25)) if np.isfinite(scores).all() else math.nan
 
 
 def iqm_interval(scores: Array) -> Interval | None:

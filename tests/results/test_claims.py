@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mtrl import cli
+from mtrl.commands.claims import planned_seeds
 from mtrl.config import ConfigError
 from mtrl.results.claims import (
     BENCH,
@@ -122,6 +123,59 @@ def test_at_the_ceiling_nothing_is_decided():
     assert "where everything is equivalent" in found.arms[ARMS[1]].numbers
 
 
+def test_an_arm_at_the_floor_or_the_ceiling_is_told_from_one_that_is_not():
+    """A method that collapses is not better; only where both are at one end is everything equivalent."""
+    low = {**grid(level=0.6), ARMS[1]: runs(ARMS[1], [0.01, 0.0] * 5, status="DIVERGED")}
+    assert judge(ONE, low).arms[ARMS[1]].verdict == SUPPORTED
+    high = {**grid(level=0.6), ARMS[1]: runs(ARMS[1], [0.97, 0.98] * 5)}
+    assert judge(ONE, high).arms[ARMS[1]].verdict == CONTRADICTED
+
+
+def test_no_number_is_computed_of_an_arm_before_all_that_was_planned_or_begun_has_ended():
+    whole, plan = grid(), {ARMS[1]: range(10)}
+    assert judge(ONE, whole, planned=plan).verdict == SUPPORTED
+    for begun in (
+        whole[ARMS[1]][:4],
+        [*whole[ARMS[1]][:4], *(replace(c, status="RUNNING") for c in whole[ARMS[1]][4:])],
+    ):
+        for planned in (plan,) if len(begun) == 4 else (plan, {}):
+            found = judge(ONE, {**whole, ARMS[1]: begun}, planned=planned)
+            assert (found.verdict, found.arms[ARMS[1]].numbers) == (NO_DATA, "4 of 10 runs have ended")
+    few = {arm: curves[:5] for arm, curves in whole.items()}
+    assert judge(ONE, few).verdict != NO_DATA  # runs of one's own, without a plan
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task_names": ("a", "c")}, "tasks"),
+        ({"protocol": "q"}, "a protocol"),
+        ({"steps": np.arange(1, 6) * 20_001.0}, "steps of evaluations"),
+    ],
+)
+def test_runs_that_are_unlike_are_never_judged(change, words):
+    arms = grid()
+    arms[ARMS[1]] = [*arms[ARMS[1]][:9], replace(arms[ARMS[1]][9], **change)]
+    with pytest.raises(
+        ConfigError, match=f"claims: C1: evidence_tier1/pcgrad/seed9 has {words} unlike those of "
+    ):
+        judge(ONE, arms)
+
+
+def test_the_loss_of_a_longer_or_of_a_failed_run_is_not_that_of_the_claims_steps():
+    curve = runs(ARMS[0], [0.5], losses=[2.0])[0]
+    assert curve.at(curve.steps).critic_loss == 2.0
+    assert curve.at(curve.steps[:3]).critic_loss is None
+    assert replace(curve, status="DIVERGED").at(curve.steps).critic_loss is None
+
+
+def test_the_seeds_of_the_shipped_experiments_are_what_was_planned():
+    planned = planned_seeds([*ARMS, "somewhere/else"])
+    assert planned["evidence_tier1/pcgrad"] == tuple(range(200, 210))
+    assert planned["evidence_tier2/bare_unitary"] == tuple(range(200, 205))
+    assert "somewhere/else" not in planned
+
+
 def test_what_is_not_there_or_not_through_is_no_data():
     assert judge(ONE, {}).verdict == NO_DATA
     arms = grid()
@@ -203,6 +257,10 @@ def test_a_claim_of_two_metrics_has_to_hold_in_both(mean, worst, verdict):
             scores = np.tile([t, t, t, 4 * m - 3 * t], (5, 1))
             parts = dict.fromkeys(("success", "at_end", "returns"), scores)
             arms[arm].append(replace(curve, task_names=tuple("abcd"), **parts))
+    arms[ARMS[2]] = [
+        replace(curve, task_names=tuple("abcd"), success=np.tile(curve.success, 2), at_end=np.tile(curve.at_end, 2),
+                returns=np.tile(curve.returns, 2)) for curve in arms[ARMS[2]]
+    ]  # fmt: skip
     found = judge(CLAIMS["S3"], arms)
     assert list(found.arms) == [f"{big}, last5", f"{big}, worst3"]
     assert found.verdict == verdict

@@ -35,7 +35,9 @@ def grid(tmp_path):
             (run / "meta.json").write_text(json.dumps({"protocol": protocol, "commit": "abc"}))
             lost = arm == "pcgrad" and seed in (3, 4)
             (run / "STATUS").write_text("DIVERGED critic\n" if lost else "DONE\n")
-            (run / "progress.csv").write_text("timesteps,train/critic_loss\n1,9\n2,1.25\n3,\n4,1.75\n")
+            (run / "progress.csv").write_text(
+                "timesteps,train/critic_loss,rollout/success_rate\n1,9,0\n2,1.25,0\n3,,0.5\n4,1.75,0.25\n"
+            )
             lines = [
                 {
                     "steps_per_task": steps, "seconds": steps / 7,
@@ -74,7 +76,9 @@ def test_a_comparison_of_folders_equals_that_of_their_table(grid, tmp_path, caps
     assert capsys.readouterr().out == f"12 runs in {table}\n"
     folders = compared(capsys, grid, "--reference", "unitary")
     again = compared(capsys, table, "--reference", "unitary")
-    text = json.dumps(again).replace(str(table.with_suffix("")), str(grid))
+    text = json.dumps(again).replace(
+        str(table.with_suffix("")), str(grid)
+    )  # arms are grid/unitary, grid/pcgrad
     assert json.loads(text) == folders
     assert folders["pcgrad"]["failed"] == [f"{grid}/pcgrad/seed3", f"{grid}/pcgrad/seed4"]
     assert folders["pcgrad"]["against"]["paired"]
@@ -97,11 +101,21 @@ def test_a_table_holds_every_number_of_the_runs(grid, tmp_path):
         ours, theirs = found[arm, seed], read_curve(grid / arm / f"seed{seed}")
         for key in ("steps", "minutes", "success", "at_end", "returns"):
             np.testing.assert_array_equal(getattr(ours, key), getattr(theirs, key))
-        for key in ("status", "protocol", "task_names", "episodes", "settings", "acting", "critic_loss"):
+        for key in (
+            "status",
+            "protocol",
+            "task_names",
+            "episodes",
+            "settings",
+            "acting",
+            "critic_loss",
+            "training_success",
+        ):
             assert getattr(ours, key) == getattr(theirs, key)
         np.testing.assert_array_equal(ours.cosines["critic"], theirs.cosines["critic"])
         assert np.isnan(ours.cosines["critic"]).sum() == 2
     assert found["unitary", 0].critic_loss == 1.75
+    assert found["unitary", 0].training_success == 0.375
     assert found["unitary", 0].settings["config"] == found["unitary", 1].settings["config"]
     assert found["unitary", 0].settings["config"] != found["pcgrad", 0].settings["config"]
     twice = table.read_text()
@@ -114,7 +128,7 @@ def test_a_table_holds_every_number_of_the_runs(grid, tmp_path):
     [
         ("# mtrl-runs-1", "# other", "is no table of `mtrl export`"),
         ('"status": "DONE"', '"status": 3', "status is 3"),
-        ('"arm": "pcgrad"', '"arm": "../x"', "is no name"),
+        ('"arm": "grid/pcgrad"', '"arm": "../x"', "is no name"),
         ('{"run": 0,', '{"run": 0, "run": 0,', "the key 'run' comes twice"),
         ("reach-v3,", "push-v3,", "task reach-v3 was expected"),
         ("\n0,25000,", "\n99,25000,", "is no row of a run"),
@@ -122,6 +136,7 @@ def test_a_table_holds_every_number_of_the_runs(grid, tmp_path):
         ('"cosines": {"critic": [', '"cosines": {"critic": [7, 8], "x": [', "not one number per pair of 10"),
         (",0.1,", ",7,", "success_at_end is 7.0"),
         (",0.1,", ",nonsense,", "'nonsense' is no number"),
+        ('"training_success": 0.375', '"training_success": 2', "training_success of grid/"),
         ("run,steps", "run,leaps", "the columns run,steps,"),
     ],
 )
@@ -136,11 +151,35 @@ def test_a_damaged_table_is_refused_in_one_line(grid, tmp_path, capsys, old, new
     assert words in line
 
 
+def test_a_table_that_grows_run_by_run_is_the_table_of_all_runs(grid, tmp_path, capsys):
+    """Whatever it is called, and wherever it lies meanwhile."""
+    runs = sorted(grid.glob("*/seed*"), key=lambda run: (run.name, run.parent.name))
+    whole, grown = tmp_path / "whole.csv", tmp_path / "there" / "grown.csv"
+    grown.parent.mkdir()
+    assert cli.main(["export", *map(str, runs), str(whole)]) == 0
+    assert cli.main(["export", str(runs[0]), str(grown)]) == 0
+    for number, run in enumerate(runs[1:]):
+        if number == 4:
+            grown = grown.rename(tmp_path / "moved.csv")
+        assert cli.main(["export", str(grown), str(run), str(grown)]) == 0
+    before = grown.read_text()
+    found, expected = ({curve.path: curve for curve in read_table(table)} for table in (grown, whole))
+    assert found.keys() == expected.keys() == {tmp_path / "grid" / run.relative_to(grid) for run in runs}
+    for path, curve in expected.items():
+        assert curve.status == found[path].status
+        assert np.array_equal(curve.success, found[path].success)
+    assert cli.main(["export", str(grown), str(runs[0]), str(grown)]) == 2
+    assert "seed0 comes twice; each run counts once" in capsys.readouterr().err
+    assert grown.read_text() == before
+    assert cli.main(["compare", str(grown), str(whole)]) == 2
+    assert "comes twice; each run counts once" in capsys.readouterr().err
+
+
 def test_runs_that_a_table_would_not_tell_apart_and_other_files_are_refused(grid, tmp_path, capsys):
     config = grid / "unitary/seed1/config.yaml"
     config.write_text(config.read_text().replace("seed: 1", "seed: 0"))
     assert cli.main(["export", str(grid), str(tmp_path / "x.csv")]) == 2
-    assert "are both unitary/seed0" in capsys.readouterr().err
+    assert "grid/unitary/seed0 (the arm and the seed are equal)" in capsys.readouterr().err
     assert not (tmp_path / "x.csv").exists()
     assert cli.main(["export", str(grid), str(grid / "unitary")]) == 2
     assert "ends in .csv" in capsys.readouterr().err
