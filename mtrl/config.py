@@ -278,7 +278,7 @@ class AgentConfig:
             ``compiled`` is all of an update in a few graphs that torch's inductor compiles, for half a minute to two
             before the first update: two thirds of the time of the others. It needs a C++ compiler, and batches of one
             shape (``replay.sampling: balanced``). ``auto`` is ``compiled`` for a run of 20,000 updates or more,
-            where that is there; else ``onednn`` where torch has it and numba is installed.
+            where that is there; else ``onednn`` where torch has it.
     """
 
     actor: ActorConfig = field(default_factory=ActorConfig)

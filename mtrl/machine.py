@@ -63,14 +63,12 @@ def choose_kernels(kernels: Kind | Literal["auto"], device: torch.device, update
     """
     import torch
 
-    from mtrl.fast import rows
-
     if kernels == "compiled" and why_not_compiled():
         raise ConfigError(why_not_compiled())
     if kernels == "auto" and updates >= WORTH_COMPILING and device.type == "cpu" and not why_not_compiled():
         return "compiled"
     there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    possible = device.type == "cpu" and there and rows.available()
+    possible = device.type == "cpu" and there
     if kernels == "onednn" and not possible:
         raise ConfigError(
             f"agent.kernels: 'onednn' is not there on {device.type} with this torch; use torch, plain or auto"

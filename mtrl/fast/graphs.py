@@ -58,7 +58,7 @@ class Graphs:
     def _compiled(
         self, function: Callable[..., Any], args: Any, given: list[Tensor]
     ) -> tuple[Callable[..., Any], Any]:
-        import torch._inductor  # seconds
+        import torch._inductor.config  # seconds
 
         if len(self._graphs) == MOST:
             raise ConfigError(
@@ -112,8 +112,11 @@ PLACE = torch.empty(0)  # where a result has a tensor
 
 def forget(error: Exception) -> None:
     """Remove what the compiler left when it was ended: inductor's memory of it, and a file that cannot be loaded."""
-    torch._inductor.utils.clear_caches()
-    folder = Path(torch._inductor.codecache.cache_dir())  # type: ignore[attr-defined]
+    from torch._inductor.codecache import cache_dir  # type: ignore[attr-defined]
+    from torch._inductor.utils import clear_caches
+
+    clear_caches()
+    folder = Path(cache_dir())
     for library in re.findall(r"/\S+?\.so\b", str(error)):
         if Path(library).is_relative_to(folder):
             Path(library).unlink(missing_ok=True)

@@ -7,8 +7,6 @@ sums over each task's rows that are its gradients of the layer norm's parameters
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,12 +15,6 @@ from torch import Tensor
 from mtrl.fast import EPS
 
 DTYPES = (torch.float32, torch.bfloat16)
-
-
-@cache
-def available() -> bool:
-    """Whether numba is installed, which compiles."""
-    return importlib.util.find_spec("numba") is not None
 
 
 def norm_forward(

@@ -105,7 +105,6 @@ class Actor(TaskNetwork):
         super().__init__(num_tasks, task_input, embedding_dim, architecture)
         self.config = config
         self.net = self.make(obs_dim, 2 * action_dim, config, output_gain=0.01)
-        self.auxiliary_weight = self.net.auxiliary_weight
 
     def forward(self, obs: Tensor, task: Tensor, masks: Masks = ()) -> tuple[Tensor, Tensor]:
         """``obs [B, D]``, one-hot ``task [T]`` → mean ``[B, A]``, log_std ``[B, A]``."""

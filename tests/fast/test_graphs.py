@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import torch._inductor
+import torch._inductor.codecache
 from torch import Tensor
 from torch._inductor.exc import CppCompileError, InductorError
 
