@@ -99,7 +99,7 @@ def test_a_sweep_that_is_killed_takes_its_runs_with_it_and_they_leave_a_checkpoi
     command = [
         sys.executable, "-m", "mtrl.cli", "sweep", str(file), f"--runs={runs}", "--jobs=1", "--only", "unitary",
     ]  # fmt: skip
-    file.write_text(FILE.replace("150", "100000"))
+    file.write_text(FILE.replace("150", "19000"))  # long, but not so long that its updates are compiled first
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     folder = runs / "methods/unitary/seed0"
     wait_for(lambda: (folder / "progress.csv").exists())
