@@ -277,8 +277,8 @@ class AgentConfig:
             or with oneDNN's products (in float32 on an Intel processor MKL's) and compiled passes over rows;
             ``compiled`` is all of an update in a few graphs that torch's inductor compiles, for half a minute to two
             before the first update: two thirds of the time of the others. It needs a C++ compiler, and batches of one
-            shape (``replay.sampling: balanced``). ``auto`` is ``compiled`` for a run of 20,000 updates or more,
-            where that is there; else ``onednn`` where torch has it.
+            shape (``replay.sampling: balanced``). ``auto`` is ``compiled`` for a run of 20,000 updates or more
+            with networks of this suite, where that is there; else ``onednn`` where torch has it.
     """
 
     actor: ActorConfig = field(default_factory=ActorConfig)

@@ -58,10 +58,10 @@ def write_table(curves: Sequence[Curve]) -> str:
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     runs = [(curve.arm, curve) for curve in curves]
-    places: dict[Path, Path] = {}
+    places: dict[str, Path] = {}
     print(FORMAT, file=text)
     for number, (arm, curve) in enumerate(runs):
-        place = place_of(Path("x.csv"), arm, curve.seed)
+        place = arm if curve.seed is None else f"{arm}/seed{curve.seed}"
         if place in places:
             raise ConfigError(
                 f"run: {curve.path} and {places[place]} are both {place} (the arm and the seed are equal)"

@@ -252,15 +252,12 @@ def test_tracing_changes_nothing_that_a_network_has_or_is_given():
                 self.place = torch.linspace(0, 1, len(x))
             x = x + self.place
             x *= 2
-            return x + 0 * torch.randn(())
+            return x
 
     network, call, x = Lazy(), Graphs(), torch.ones(2)
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
     for _ in range(2):
         assert torch.equal(call(network, x), torch.tensor([2.0, 4.0]))
     assert type(network.place) is Tensor
-    torch.set_rng_state(before)
     in_place = Graphs()
     assert torch.equal(in_place(Tensor.mul_, x, 3.0), torch.full((2,), 3.0))
     assert torch.equal(x, torch.full((2,), 3.0))  # once
