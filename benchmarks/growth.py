@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from mtrl.bench.flops import update_flops
 from mtrl.bench.measure import take_turns
 from mtrl.bench.peak import find_peak
 from mtrl.bench.settings import METHODS, Setting, agent_config, make_agent, make_batch
+from mtrl.bench.sizes import counted
 from mtrl.machine import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -58,7 +58,7 @@ def measure(
 
                 seconds = take_turns({method: update(method) for method in SHOWN}, updates)
                 ms = {method: 1e3 * statistics.median(times) for method, times in seconds.items()}
-                ms["floor"] = update_flops(setting) / gflops[precision] / 1e6
+                ms["floor"] = counted(config, setting.tasks, setting.rows)[1] / gflops[precision] / 1e6
                 rows += [
                     dict(zip(COLUMNS, (varied, value, precision, *item), strict=True)) for item in ms.items()
                 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,28 +14,26 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from plain_update import PlainUpdate, flat
 from tiny_runs import POINT
-from torch.utils.flop_counter import FlopCounterMode
 
-from mtrl.bench import measure, settings, tune, updates
-from mtrl.bench.flops import update_flops
+from mtrl.bench import measure, tune, updates
 from mtrl.bench.peak import find_peak
-from mtrl.bench.settings import SETTINGS, Setting, agent_config, make_agent, make_batch
+from mtrl.bench.settings import Setting, agent_config
+from mtrl.bench.sizes import counted
 from mtrl.cli import main
 from mtrl.commands import bench, bench_training
 from mtrl.config import AgentConfig
 from mtrl.envs import Protocol
 from mtrl.gradients import BY_LOOP, per_task_gradients_by_loop
 from mtrl.optimizers import OPTIMIZERS
-from mtrl.sac import MTSAC, Noise
+from mtrl.sac import MTSAC
 from mtrl.settings import parse_train
 
 TINY = {
     "S": Setting(tasks=3, rows=4, hidden=(8, 8)),
     "L": Setting(tasks=3, rows=4, hidden=(8, 8), layer_norm=True),
     "F": Setting(tasks=5, rows=2, hidden=(8, 8)),
-    "R": Setting(tasks=3, rows=4, hidden=(8, 8), embedding=4, threads=1),
+    "R": Setting(tasks=3, rows=4, hidden=(8, 8), threads=1),
 }
 SHAPE = [(8, 8, 8)]
 OF_TRAINING = ("env_step_over_stock", "loop_overhead", "rss_gb_1m")  # what --quick leaves out
@@ -144,67 +141,9 @@ def test_flops_are_those_counted_by_hand() -> None:
     actor, critic = 40 + 8, 44 + 1
     forward = actor + 2 * critic + 2 * critic + actor + 2 * critic
     critics_loss = 2 * (critic + 1)  # weights; the input of the second layer
-    actors_loss = 2 * (4 + 1) + (actor + 8)  # through two critics to the action; weights and an input
+    actors_loss = 2 * critic + actor + 8  # through two critics to their inputs; weights and an input
     expected = 2 * (forward + critics_loss + actors_loss)
-    assert update_flops(Setting(tasks=1, rows=1, hidden=(1,))) == expected == 1048
-
-
-def test_flops_of_an_embedding_are_those_of_its_width_and_of_its_gradient() -> None:
-    """Of 5 numbers, where the one-hot of one task has 1: 4 more inputs in 2 actors, 6 critics and the weights
-    of 2 critics and the actor; and the gradient of 5 inputs by 2 critics' losses and the actor's."""
-    one = Setting(tasks=1, rows=1, hidden=(1,))
-    more = update_flops(replace(one, embedding=5)) - update_flops(one)
-    assert more == 2 * (4 * (2 + 6 + 2 + 1) + 5 * 3)
-
-
-@pytest.mark.parametrize("letter", [k for k, setting in SETTINGS.items() if setting.embedding is None])
-def test_flops_agree_with_torch_s_counter(letter: str) -> None:
-    setting = SETTINGS[letter]
-    update, batch = PlainUpdate(setting), flat(make_batch(setting.tasks, setting.rows))
-    with FlopCounterMode(display=False) as counter:
-        update(batch)
-    # torch also differentiates by the observations beside the action
-    assert update_flops(setting) <= counter.get_total_flops() <= 1.03 * update_flops(setting)
-
-
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_the_update_written_by_hand_is_the_agent_s(layer_norm: bool) -> None:
-    setting = Setting(tasks=3, rows=5, hidden=(16, 16), layer_norm=layer_norm)
-    agent, plain = make_agent(3, agent_config(setting), precision="fp32"), PlainUpdate(setting)
-
-    def pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Every parameter by hand and the agent's; by hand the action comes behind the one-hot, not before."""
-        order = [*range(39), *range(43, 46), *range(39, 43)]
-        for parameters, networks in (
-            (agent.actor, {"net.stack": plain.actor}),
-            (agent.critic, {f"nets.{i}.stack": critic for i, critic in enumerate(plain.critics)}),
-            (agent.target, {f"nets.{i}.stack": critic for i, critic in enumerate(plain.targets)}),
-        ):
-            left = dict(parameters.shared)
-            for prefix, network in networks.items():
-                linear = [m for m in network if isinstance(m, torch.nn.Linear)]
-                norms = [m for m in network if isinstance(m, torch.nn.LayerNorm)]
-                named = {f"hidden.{i}": m for i, m in enumerate(linear[:-1])} | {"output": linear[-1]}
-                named |= {f"norms.{i}": m for i, m in enumerate(norms)}
-                for name, module in named.items():
-                    for kind, by_hand in module.named_parameters():
-                        ours = left.pop(f"{prefix}.{name}.{kind}").detach()
-                        yield by_hand.data, ours[:, order] if ours.shape[-1] == 46 else ours
-            assert left == {}
-
-    for by_hand, ours in pairs():
-        by_hand.copy_(ours)
-    batch = make_batch(3, 5)
-    batch = batch._replace(terminated=(torch.rand(3, 5) < 0.3).float())
-    for _ in range(3):
-        noise = torch.randn(2, 3, 5, settings.ACTION)
-        metrics = agent.update(batch, Noise(*noise, (), (), (), ()))
-        losses = plain(flat(batch), noise.flatten(1, 2))
-        for loss, name in zip(losses, ("critic_loss", "actor_loss"), strict=True):
-            torch.testing.assert_close(loss, metrics[name].mean())
-    for by_hand, ours in pairs():
-        torch.testing.assert_close(by_hand, ours, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(plain.log_alpha.detach().exp(), agent.alpha)
+    assert counted(agent_config(Setting(hidden=(1,))), 1, 1)[1] == expected == 1208
 
 
 def test_the_optimizers_are_timed(

@@ -24,8 +24,7 @@ class Setting:
     Attributes:
         tasks, rows: T, and B rows of each.
         hidden: widths of actor and twin critics.
-        embedding: numbers that tell a network its task; None is the one-hot.
-        config: a shipped config whose agent it is, all of it.
+        config: a shipped config whose agent it is, all of it, networks too.
         threads: None is the command's.
     """
 
@@ -33,7 +32,6 @@ class Setting:
     rows: int = 128
     hidden: tuple[int, ...] = (400, 400, 400)
     layer_norm: bool = False
-    embedding: int | None = None
     config: str | None = None
     threads: int | None = None
 
@@ -42,9 +40,7 @@ SETTINGS = {
     "S": Setting(),
     "L": Setting(layer_norm=True),
     "F": Setting(tasks=50, rows=26),
-    "R": Setting(
-        rows=32, hidden=(256, 256, 256), layer_norm=True, embedding=32, config="mt10_fast", threads=1
-    ),
+    "R": Setting(rows=32, config="mt10_fast", threads=1),
 }
 
 
@@ -54,7 +50,7 @@ def choices(key: str) -> tuple[str, ...]:
 
 
 def agent_config(setting: Setting) -> AgentConfig:
-    """A config's agent; or the networks of a setting, and raw rewards, as in an update written by hand."""
+    """A config's agent; or the networks of a setting, and raw rewards: the textbook agent."""
     if setting.config is not None:
         return parse_train([f"--config={setting.config}"]).config.agent
     return AgentConfig(

@@ -1,4 +1,4 @@
-"""What a config's networks cost: parameters, and the FLOPs of an update's matrix products."""
+"""What networks cost: parameters, and the FLOPs of an update's matrix products."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import NamedTuple
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtrl.bench.settings import make_agent, make_batch
-from mtrl.config import TrainConfig
+from mtrl.config import AgentConfig, TrainConfig
 from mtrl.parameters import Parameters
+from mtrl.sac import MTSAC
 
 
 class Size(NamedTuple):
@@ -28,13 +29,19 @@ class Size(NamedTuple):
 
 
 def size_of(config: TrainConfig, num_tasks: int) -> Size:
-    """Counted on an update of Meta-World's sizes, in stock torch."""
-    agent = make_agent(num_tasks, replace(config.agent, precision="fp32", kernels="plain"))
-    batch = make_batch(num_tasks, round(config.replay.batch_size))
+    """At Meta-World's sizes."""
+    agent, flops = counted(config.agent, num_tasks, round(config.replay.batch_size))
+    own = sum(p.numel() for part in (agent.actor, agent.critic) for p in part.private.values())
+    return Size(count(agent.actor), count(agent.critic), own, flops)
+
+
+def counted(config: AgentConfig, tasks: int, rows: int) -> tuple[MTSAC, int]:
+    """A unitary agent and its FLOPs per update, as torch's counter finds them in stock torch."""
+    agent = make_agent(tasks, replace(config, precision="fp32", kernels="plain"))
+    batch = make_batch(tasks, rows)
     with FlopCounterMode(display=False) as counter:
         agent.update(batch)
-    own = sum(p.numel() for part in (agent.actor, agent.critic) for p in part.private.values())
-    return Size(count(agent.actor), count(agent.critic), own, counter.get_total_flops())
+    return agent, counter.get_total_flops()
 
 
 def count(parameters: Parameters) -> int:

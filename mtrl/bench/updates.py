@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from mtrl.bench.flops import update_flops
 from mtrl.bench.measure import Ratio, ratio_of, take_turns
 from mtrl.bench.peak import Peak, find_peak
 from mtrl.bench.settings import (
@@ -20,6 +19,7 @@ from mtrl.bench.settings import (
     make_agent,
     make_batch,
 )
+from mtrl.bench.sizes import counted
 from mtrl.gradients import BY_LOOP, Path
 from mtrl.machine import bf16_is_fast
 from mtrl.replay import TaskReplay
@@ -90,7 +90,8 @@ def method_ratios(
     if letter in "SR":
         # the product is large and empties the caches; before an update comes an update, as in training
         turns = {"floor": peak.product.run, "before": functions["unitary"], "unitary": functions["unitary"]}
-        seconds, share = take_turns(turns, rounds), update_flops(setting) / peak.product.flops
+        seconds = take_turns(turns, rounds)
+        share = counted(config, setting.tasks, setting.rows)[1] / peak.product.flops
         floor = [share * t for t in seconds["floor"]]
         ratios[f"unitary_{precision}_over_floor_{letter}"] = ratio_of(seconds["unitary"], floor)
     return ratios
