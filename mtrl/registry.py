@@ -36,11 +36,15 @@ def import_options(names: Iterable[str]) -> str:
     return "".join(f" --import {module}" for module in dict.fromkeys(name.partition(":")[0] for name in own))
 
 
-def find(name: str, known: Mapping[str, type[T]], base: type[T], what: str) -> type[T]:
+def find(name: str, known: Mapping[str, type[T]], base: type[T], what: str, *more: str) -> type[T]:
     """The class that a name stands for: one of ``known``, or ``module:Class`` of one's own.
 
     A module is imported from the current folder too, after everywhere else, and only if it is imported already or was
     given to :func:`trust`: no file runs code by naming a module.
+
+    Args:
+        what: it is, for an error.
+        more: forms that a name may have besides.
 
     Raises:
         ValueError: there is no such name, module or class, or it is no ``base``. One line.
@@ -49,9 +53,8 @@ def find(name: str, known: Mapping[str, type[T]], base: type[T], what: str) -> t
         return known[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise ValueError(
-            f"no {what} {name!r}{nearest(name.lower(), known)}; there are {', '.join(known)}, module:Class"
-        )
+        valid = ", ".join((*known, *more, "module:Class"))
+        raise ValueError(f"no {what} {name!r}{nearest(name.lower(), known)}; there are {valid}")
     require_trusted(name)
     sys.path.append(os.getcwd())
     try:

@@ -90,7 +90,7 @@ def memory(key: str) -> int:
         ),
         ("train --protocol.suite mt11", "suite: 'mt11' is not a suite"),
         ("train --protocol.suite custom --protocol.tasks [reech-v3]", "did you mean 'reach-v3'?"),
-        ("train --config point --optimizer.name pcgard", "no optimizer 'pcgard': did you mean 'pcgrad'?"),
+        ("train --config point --optimizer.name pcgard", "no optimizer 'pcgard', did you mean 'pcgrad'?"),
         (
             "train --config point --optimizer.name cagrad --optimizer.options.k 1",
             "has no option 'k': its options are",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 
 from mtrl.config import ConfigError
@@ -79,39 +81,33 @@ def tasks() -> None:
 
 
 def optimizers() -> None:
-    from mtrl.optimizers import OPTIMIZERS, describe  # with torch, which the other lists need not wait for
+    from mtrl.optimizers import OPTIMIZERS, options_of  # with torch, which the other lists need not wait for
 
     table = make_table(
-        "name",
-        "kind",
-        "formula",
-        "options",
-        "paper",
+        "name", "kind", "formula", "options", "paper",
         title="optimizers: --optimizer.name NAME --optimizer.options.KEY VALUE",
-    )
-    for name in OPTIMIZERS:
-        info = describe(name)
-        options = ", ".join(f"{key}={value}" for key, value in info.options.items())
-        table.add_row(info.name, info.kind, info.formula, options, info.paper)
+    )  # fmt: skip
+    for name, cls in OPTIMIZERS.items():
+        table.add_row(name, cls.kind, cls.formula, shown(options_of(cls)), cls.paper)
     show(table)
 
 
 def networks() -> None:
-    from mtrl.networks import NETWORKS, describe_network
+    from mtrl.networks import NETWORKS, options_of
 
     table = make_table(
         "name", "formula", "private", "options", "paper",
         title="networks: --agent.network.name NAME --agent.network.options.KEY VALUE, or module:Class of your own",
     )  # fmt: skip
-    for name in NETWORKS:
-        info = describe_network(name)
-        options = ", ".join(f"{key}={shown(value)}" for key, value in info.options.items())
-        table.add_row(info.name, info.formula, ", ".join(info.private), options, info.paper)
+    for name, cls in NETWORKS.items():
+        private = ", ".join(sorted(cls.private_parts))
+        table.add_row(name, cls.formula, private, shown(options_of(cls)), cls.paper)
     show(table)
 
 
-def shown(value: object) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)
+def shown(options: dict[str, Any]) -> str:
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    return ", ".join(f"{key}={value}" for key, value in plain.items())
 
 
 def sizes(config: str) -> None:

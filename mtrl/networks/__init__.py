@@ -9,7 +9,7 @@ from mtrl.networks.actor_critic import (
     squashed_sample,
 )
 from mtrl.networks.base import LayerModule, Masks, Network, Spec, Stack, layer_groups
-from mtrl.networks.catalog import NETWORKS, NetworkInfo, describe_network, find_network, make_network
+from mtrl.networks.catalog import NETWORKS, find_network, make_network, options_of
 from mtrl.parameters import Parameters, call, make_parameters
 
 __all__ = [
@@ -19,18 +19,17 @@ __all__ = [
     "LayerModule",
     "Masks",
     "Network",
-    "NetworkInfo",
     "Parameters",
     "Spec",
     "Stack",
     "TaskInput",
     "TaskNetwork",
     "call",
-    "describe_network",
     "dropout_masks",
     "find_network",
     "layer_groups",
     "make_network",
     "make_parameters",
+    "options_of",
     "squashed_sample",
 ]

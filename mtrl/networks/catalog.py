@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from mtrl import registry
@@ -36,22 +35,9 @@ NETWORKS: dict[str, type[Network]] = {
 OWN = ("spec",)  # what a constructor gets from the agent
 
 
-@dataclass(frozen=True)
-class NetworkInfo:
-    """What there is to say about a network, read from its class: the only place where it is written."""
-
-    name: str
-    paper: str
-    formula: str
-    private: tuple[str, ...]
-    options: dict[str, Any]  # option -> default
-
-
-def describe_network(name: str) -> NetworkInfo:
-    """Name, paper, formula, private parts and options of one network in :data:`NETWORKS`."""
-    cls = NETWORKS[name]
-    private = tuple(sorted(cls.private_parts))
-    return NetworkInfo(name, cls.paper, cls.formula, private, registry.options_of(cls, OWN))
+def options_of(cls: type[Network]) -> dict[str, Any]:
+    """A network's options and their defaults."""
+    return registry.options_of(cls, OWN)
 
 
 def find_network(name: str, key: str = "agent.network") -> type[Network]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass
 from typing import Any
 
 from mtrl import registry
@@ -37,12 +35,11 @@ __all__ = [
     "GramianMethod",
     "MultiTaskOptimizer",
     "OptimizerError",
-    "OptimizerInfo",
     "RowMethod",
     "Scalarization",
-    "describe",
     "make_optimizer",
     "of_present",
+    "options_of",
 ]
 
 OPTIMIZERS: dict[str, type[MultiTaskOptimizer]] = {
@@ -67,23 +64,9 @@ OPTIMIZERS: dict[str, type[MultiTaskOptimizer]] = {
 OWN = ("num_tasks", "seed")  # what a constructor gets from the agent
 
 
-@dataclass(frozen=True)
-class OptimizerInfo:
-    """What there is to say about a method, read from its class: the only place where it is written."""
-
-    name: str
-    kind: str  # "scalarization", "Gramian" or "rows"
-    paper: str
-    formula: str
-    options: dict[str, Any]  # option -> default
-
-
-def describe(name: str) -> OptimizerInfo:
-    """The name, kind, paper, formula and options (with their defaults) of one method in `OPTIMIZERS`."""
-    cls = OPTIMIZERS[name]
-    kinds = {Scalarization: "scalarization", GramianMethod: "Gramian", RowMethod: "rows"}
-    kind = next(word for base, word in kinds.items() if issubclass(cls, base))
-    return OptimizerInfo(name, kind, cls.paper, cls.formula, registry.options_of(cls, OWN))
+def options_of(cls: type[MultiTaskOptimizer]) -> dict[str, Any]:
+    """A method's options and their defaults."""
+    return registry.options_of(cls, OWN)
 
 
 def make_optimizer(name: str, num_tasks: int, seed: int = 0, **options: Any) -> MultiTaskOptimizer:
@@ -103,17 +86,10 @@ def make_optimizer(name: str, num_tasks: int, seed: int = 0, **options: Any) -> 
     """
     if name.startswith(PREFIX):
         return TorchJDAggregator(num_tasks, aggregator=name.removeprefix(PREFIX), seed=seed, **options)
-    if ":" in name:
-        try:
-            cls = registry.find(name, OPTIMIZERS, MultiTaskOptimizer, "optimizer")  # type: ignore[type-abstract]
-        except ValueError as error:
-            raise OptimizerError(str(error)) from None
-    elif name in OPTIMIZERS:
-        cls = OPTIMIZERS[name]
-    else:
-        near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1, cutoff=0.0)
-        valid = f"{', '.join(OPTIMIZERS)}, {PREFIX}NAME, module:Class"
-        raise OptimizerError(f"no optimizer {name!r}: did you mean {near[0]!r}? valid: {valid}")
+    try:
+        cls = registry.find(name, OPTIMIZERS, MultiTaskOptimizer, "optimizer", f"{PREFIX}NAME")  # type: ignore[type-abstract]
+    except ValueError as error:
+        raise OptimizerError(str(error)) from None
     wrong = registry.problem(cls, OWN, options)
     if wrong is not None:
         raise OptimizerError(f"optimizer {name!r}{wrong[1]}")

@@ -86,6 +86,8 @@ class MultiTaskOptimizer(ABC):
     A subclass adds its options as keyword arguments with defaults; they are listed and validated from there.
     """
 
+    kind: ClassVar[str]
+    """What it sees, in a word."""
     paper: ClassVar[str]
     """Authors, year, venue or arXiv number."""
     formula: ClassVar[str]
@@ -177,6 +179,7 @@ class MultiTaskOptimizer(ABC):
 class Scalarization(MultiTaskOptimizer):
     """Weights from the losses: one loss ``(weights * losses).sum()``, one backward pass."""
 
+    kind = "scalarization"
     reads_losses: ClassVar[bool] = True
     """Whether the weights depend on the losses, not only on their number.
 
@@ -205,6 +208,8 @@ class GramianMethod(MultiTaskOptimizer):
     jacobian``.
     """
 
+    kind = "Gramian"
+
     @abstractmethod
     def weights(self, gramian: Tensor, tasks: Tensor | None = None) -> Tensor:
         """Gramian ``J Jᵀ`` ``[n, n]`` -> weights ``[n]``, detached, of the same dtype and device.
@@ -232,9 +237,6 @@ class HostSolver(GramianMethod):
     @abstractmethod
     def solve(self, gramian: Array) -> Array:
         """Finite Gramian ``[n, n]`` -> weights ``[n]``. Adds to ``fallbacks`` where they are not the method's own."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict({"fallbacks": 0, **state})  # states of before they were counted have none
 
     def weights(self, gramian: Tensor, tasks: Tensor | None = None) -> Tensor:
         host = on_host(gramian)
@@ -268,6 +270,8 @@ class RowMethod(MultiTaskOptimizer):
     """A combination that no weights ``[T]`` can express, such as one that decides coordinate by
     coordinate.
     """
+
+    kind = "rows"
 
     @abstractmethod
     def combine_rows(self, jacobian: Tensor) -> Tensor:
