@@ -18,7 +18,8 @@ import torch
 from mtrl.bench.measure import take_turns
 from mtrl.bench.settings import make_agent, make_batch
 from mtrl.bench.sizes import size_of
-from mtrl.settings import config_names, parse_train
+from mtrl.settings.files import config_names
+from mtrl.settings.train import parse_train
 
 
 def main() -> None:

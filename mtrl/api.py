@@ -16,7 +16,8 @@ from mtrl.envs.process import plain_warnings
 from mtrl.evaluate import Scores
 from mtrl.results.video import TILE
 from mtrl.run.folder import RunFolder
-from mtrl.settings import flat_items, parse_train
+from mtrl.settings.train import parse_train
+from mtrl.values import flat_items
 
 MakeTasks = Callable[..., Mapping[str, Callable[[], Any]]]
 

@@ -7,9 +7,10 @@ import inspect
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from mtrl.config import nearest
+from mtrl.values import fitting, words
 
 T = TypeVar("T")
 _trusted: set[str] = set()
@@ -82,40 +83,29 @@ def options_of(cls: type, own: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def problem(cls: type, own: tuple[str, ...], options: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first option that a class does not take as it is given, and what to say after the class's name; or None."""
+class OptionError(ValueError):
+    """What to say after a class's name of an ``option`` that it does not take as it is given."""
+
+    def __init__(self, option: str, text: str) -> None:
+        super().__init__(text)
+        self.option = option
+
+
+def checked(cls: type, own: tuple[str, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a class's constructor declares them.
+
+    Raises:
+        OptionError: there is no such option, or the value is of another type.
+    """
     known, hints = options_of(cls, own), get_type_hints(cls.__init__)  # type: ignore[misc]
+    taken: dict[str, Any] = {}
     for option, value in options.items():
         if option not in known:
             valid = f"its options are {', '.join(known)}" if known else "it has none"
-            return option, f" has no option {option!r}{nearest(option, known)}: {valid}"
-        if option in hints and not fits(value, hints[option]):
-            return option, f": {option} = {value!r} is not valid: must be {words(hints[option])}"
-    return None
-
-
-def fits(value: object, hint: Any) -> bool:
-    """Whether a value is of the type ``hint``, of those that options have."""
-    if get_origin(hint) is Literal:
-        return any(value == valid and type(value) is type(valid) for valid in get_args(hint))
-    if get_origin(hint) in (list, tuple):
-        return isinstance(value, list | tuple) and all(fits(item, get_args(hint)[0]) for item in value)
-    if get_args(hint):  # a union
-        return any(fits(value, member) for member in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def words(hint: Any) -> str:
-    """What a type's values are, in words."""
-    if get_origin(hint) is Literal:
-        return " or ".join(map(repr, get_args(hint)))
-    if get_origin(hint) in (list, tuple):
-        return f"a list of {words(get_args(hint)[0]).removeprefix('a ').removeprefix('an ')}s"
-    if get_args(hint):
-        return " or ".join(words(member) for member in get_args(hint))
-    names: dict[type, str] = {float: "a number", int: "an integer", bool: "true or false", type(None): "none"}
-    return names.get(hint, str(hint))
+            raise OptionError(option, f" has no option {option!r}{nearest(option, known)}: {valid}")
+        hint = hints.get(option, Any)
+        found = fitting(hint, value)
+        if not found:
+            raise OptionError(option, f": {option} = {value!r} is not valid: must be {words(hint)}")
+        taken[option] = found[0]
+    return taken

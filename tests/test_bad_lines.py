@@ -183,7 +183,7 @@ def test_every_setting_is_explained(capfd):
     assert cli.main(["train", "--help"]) == 0
     text = capfd.readouterr().out
     assert cli.main(["train", "--print_config"]) == 0
-    from mtrl.settings import SECTIONS, known_names
+    from mtrl.settings.keys import SECTIONS, known_names
 
     sections = {
         "agent",

@@ -27,7 +27,7 @@ from mtrl.envs import Protocol
 from mtrl.gradients import BY_LOOP, per_task_gradients_by_loop
 from mtrl.optimizers import OPTIMIZERS
 from mtrl.sac import MTSAC
-from mtrl.settings import parse_train
+from mtrl.settings.train import parse_train
 
 TINY = {
     "S": Setting(tasks=3, rows=4, hidden=(8, 8)),

@@ -18,7 +18,7 @@ from mtrl.config import (
     TrainConfig,
     nearest,
 )
-from mtrl.settings import parse_train, settle
+from mtrl.settings.train import parse_train, settle
 
 NAN = float("nan")
 BAD: list[tuple[type, str, str, Any]] = [

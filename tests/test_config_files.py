@@ -8,7 +8,7 @@ import yaml
 from mtrl.cli import main
 from mtrl.config import AgentConfig, ConfigError
 from mtrl.envs import PRESETS, Protocol, SuiteError
-from mtrl.settings import parse_train
+from mtrl.settings.train import parse_train
 
 
 @pytest.fixture

@@ -13,8 +13,10 @@ import yaml
 from mtrl.cli import main
 from mtrl.replay import TaskReplay
 from mtrl.sac import MTSAC
-from mtrl.settings import config_names, flat_items, parse_train
+from mtrl.settings.files import config_names
+from mtrl.settings.train import parse_train
 from mtrl.train import Trainer
+from mtrl.values import flat_items
 
 # Kurin et al. 2022 (arXiv 2201.04122): the paper, its app. B and the scripts of its public code. Capacity and
 # batch are totals there; here per task.

@@ -19,7 +19,7 @@ from mtrl.policy import load_policy
 from mtrl.replay import TaskReplay
 from mtrl.run.callbacks import EvaluationCallback, LogCallback
 from mtrl.sac import MTSAC
-from mtrl.settings import parse_train
+from mtrl.settings.train import parse_train
 from mtrl.train import Trainer
 
 N, Y = False, True

@@ -10,7 +10,7 @@ from tiny_runs import POINT, STEPS
 
 from mtrl.cli import main
 from mtrl.commands.train import folder_of
-from mtrl.settings import parse_train
+from mtrl.settings.train import parse_train
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from mtrl.config import ActorConfig, AgentConfig, CriticConfig, TemperatureConfig
 from mtrl.replay import Batch
 from mtrl.sac import MTSAC
-from mtrl.settings import parse_train
+from mtrl.settings.train import parse_train
 
 OBSERVATION, ACTION = 39, 4  # Meta-World's D, without the one-hot, and A
 

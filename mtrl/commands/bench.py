@@ -25,7 +25,8 @@ from mtrl.config import ConfigError
 from mtrl.machine import bf16_is_fast, choose_threads, of_processor
 from mtrl.results.tables import make_table, report_json, require_writable, show
 from mtrl.run.folder import versions
-from mtrl.settings import Parser, parse_train, whole_number
+from mtrl.settings.parser import Parser, whole_number
+from mtrl.settings.train import parse_train
 
 
 def main(arguments: list[str]) -> int:

@@ -27,7 +27,7 @@ from mtrl.machine import choose_threads
 from mtrl.run.folder import RunFolder
 from mtrl.run.session import INTERRUPTED, Session
 from mtrl.run.signals import Signals
-from mtrl.settings import parse_train
+from mtrl.settings.train import parse_train
 
 STEPS = 20  # of the environments in a round
 LAST = 50  # steps that a run with a full replay still makes

@@ -17,7 +17,9 @@ from mtrl.results.card import model_card, require_cards
 from mtrl.results.tables import scores_table, show
 from mtrl.run.board import differences
 from mtrl.run.folder import RunFolder
-from mtrl.settings import Parser, parse_train, path_of, read_settings
+from mtrl.settings.files import path_of, read_settings
+from mtrl.settings.parser import Parser
+from mtrl.settings.train import parse_train
 
 PICTURE = "picture.png"
 

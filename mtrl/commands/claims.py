@@ -18,7 +18,8 @@ from mtrl.results.claims import (
     read_claims,
 )
 from mtrl.results.tables import make_table, report_json, require_writable, show
-from mtrl.settings import Parser, path_of
+from mtrl.settings.files import path_of
+from mtrl.settings.parser import Parser
 from mtrl.sweep.grid import experiment_names, read_experiment
 
 PAGE = ROOT / "docs/claims.md"

@@ -24,7 +24,8 @@ from mtrl.results.compare import (
 from mtrl.results.papers import csv_text, latex_text
 from mtrl.results.statistics import CONFIDENCE, FEWEST, POWER
 from mtrl.results.tables import interval, make_table, report_json, require_writable, show
-from mtrl.settings import Parser, path_of
+from mtrl.settings.files import path_of
+from mtrl.settings.parser import Parser
 
 SHOWN = ("final", "last5", "best", "area", "worst3")
 FIGURES = ("figure", "tasks_figure", "conflict_figure")

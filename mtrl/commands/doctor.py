@@ -23,7 +23,7 @@ from mtrl.machine import (
 from mtrl.replay import free_memory
 from mtrl.results.tables import make_console
 from mtrl.run.folder import versions
-from mtrl.settings import Parser
+from mtrl.settings.parser import Parser
 
 SIZE = 1024
 

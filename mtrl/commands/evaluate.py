@@ -16,7 +16,9 @@ from mtrl.evaluate import Scores, evaluate
 from mtrl.policy import Policy, load_policy
 from mtrl.results.tables import report_json, require_writable, scores_table, show
 from mtrl.run.folder import RunFolder
-from mtrl.settings import Parser, path_of, shown, whole_number
+from mtrl.settings.files import path_of
+from mtrl.settings.parser import Parser, whole_number
+from mtrl.values import shown
 
 UNSEEN = 50  # goals per task, whatever number a run trained on
 APART = 1_000_003  # between the seed of a run's goals and that of those it never trained on

@@ -8,7 +8,8 @@ from mtrl.files import write_synced
 from mtrl.results.compare import read_curves
 from mtrl.results.export import write_table
 from mtrl.results.tables import require_writable
-from mtrl.settings import Parser, path_of
+from mtrl.settings.files import path_of
+from mtrl.settings.parser import Parser
 
 
 def main(arguments: list[str]) -> int:

@@ -9,7 +9,8 @@ import yaml
 from mtrl.config import ConfigError
 from mtrl.envs import PRESETS, SUITES
 from mtrl.results.tables import make_table, show
-from mtrl.settings import Parser, config_names
+from mtrl.settings.files import config_names
+from mtrl.settings.parser import Parser
 from mtrl.sweep.grid import experiment_names, read_experiment
 
 
@@ -113,7 +114,8 @@ def shown(options: dict[str, Any]) -> str:
 def sizes(config: str) -> None:
     """The config, and those that have it as their base and name a network."""
     from mtrl.bench.sizes import size_of
-    from mtrl.settings import find_config, parse_train
+    from mtrl.settings.files import find_config
+    from mtrl.settings.train import parse_train
 
     find_config(config)  # refuses a name that there is not
     table = make_table(

@@ -20,7 +20,9 @@ from mtrl.config import ConfigError
 from mtrl.results.tables import make_table, show
 from mtrl.run.folder import RunFolder
 from mtrl.run.status import read_status
-from mtrl.settings import Parser, changed_settings, parse_train, path_of, settle, whole_number
+from mtrl.settings.files import path_of
+from mtrl.settings.parser import Parser, whole_number
+from mtrl.settings.train import changed_settings, parse_train, settle
 from mtrl.sweep import local
 from mtrl.sweep.board import Board, state_of, steps_of, success_of
 from mtrl.sweep.child import command

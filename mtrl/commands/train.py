@@ -21,16 +21,9 @@ from mtrl.run.outputs import report
 from mtrl.run.session import INTERRUPTED, Session
 from mtrl.run.signals import Signals
 from mtrl.sac import MTSAC, require_network
-from mtrl.settings import (
-    Request,
-    changed_settings,
-    explained,
-    label_from,
-    network_words,
-    parse_train,
-    read_settings,
-    settle,
-)
+from mtrl.settings.files import read_settings
+from mtrl.settings.keys import explained
+from mtrl.settings.train import Request, changed_settings, label_from, network_words, parse_train, settle
 from mtrl.train import Trainer
 
 

@@ -12,7 +12,8 @@ from mtrl.evaluate import Scores
 from mtrl.policy import Policy
 from mtrl.results.tables import scores_table, show
 from mtrl.results.video import TILE, film, position, require_kind
-from mtrl.settings import Parser, path_of
+from mtrl.settings.files import path_of
+from mtrl.settings.parser import Parser
 
 
 def main(arguments: list[str]) -> int:

@@ -66,10 +66,10 @@ def make_network(architecture: ArchitectureConfig, spec: Spec) -> Network:
     own = f"agent.{kind}.network" if spec.config.network.name else "agent.network"
     name = architecture.name or "mlp"
     cls = find_network(name, own)
-    wrong = registry.problem(cls, OWN, architecture.options)
-    if wrong is not None:
-        raise ConfigError(f"{own}.options.{wrong[0]}: network {name!r}{wrong[1]}")
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in architecture.options.items()}
+    try:
+        options = registry.checked(cls, OWN, architecture.options)
+    except registry.OptionError as error:
+        raise ConfigError(f"{own}.options.{error.option}: network {name!r}{error}") from None
     try:
         return cls(spec, **options)
     except ConfigError as error:

@@ -90,10 +90,11 @@ def make_optimizer(name: str, num_tasks: int, seed: int = 0, **options: Any) -> 
         cls = registry.find(name, OPTIMIZERS, MultiTaskOptimizer, "optimizer", f"{PREFIX}NAME")  # type: ignore[type-abstract]
     except ValueError as error:
         raise OptimizerError(str(error)) from None
-    wrong = registry.problem(cls, OWN, options)
-    if wrong is not None:
-        raise OptimizerError(f"optimizer {name!r}{wrong[1]}")
     try:
-        return cls(num_tasks, seed=seed, **options)
+        taken = registry.checked(cls, OWN, options)
+    except registry.OptionError as error:
+        raise OptimizerError(f"optimizer {name!r}{error}") from None
+    try:
+        return cls(num_tasks, seed=seed, **taken)
     except OptimizerError as error:
         raise OptimizerError(f"optimizer {name!r}: {error}") from None

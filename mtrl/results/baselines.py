@@ -12,7 +12,7 @@ from mtrl.config import ConfigError, nearest
 from mtrl.results.export import read_table
 from mtrl.results.reading import Curve
 from mtrl.results.statistics import as_json, mean_interval
-from mtrl.settings import read_settings
+from mtrl.settings.files import read_settings
 
 # in a wheel they lie inside the package, in a checkout beside it
 FOLDERS = (Path(__file__).parents[1] / "baselines", Path(__file__).parents[2] / "baselines")

@@ -29,7 +29,7 @@ from mtrl.results.statistics import (
     power_non_superiority,
     seeds_needed,
 )
-from mtrl.settings import CLAIMS, read_settings, shipped
+from mtrl.settings.files import CLAIMS, read_settings, shipped
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NO_DATA = "supported", "contradicted", "inconclusive", "no data"
 TESTS = ("not_better", "better", "differs", "above", "fails", "cost")

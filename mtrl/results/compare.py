@@ -38,7 +38,7 @@ from mtrl.results.statistics import (
     why_no_interval,
 )
 from mtrl.run.paths import RunPaths
-from mtrl.settings import path_of
+from mtrl.settings.files import path_of
 
 STATISTICS = ("final", "last3", "last5", "best", "area", "worst3", "unseen")
 METRIC, MARGIN = "area", 0.05  # what arms are compared by, unless said otherwise

@@ -19,7 +19,7 @@ import yaml
 from mtrl.config import ConfigError
 from mtrl.files import read_bounded
 from mtrl.run.paths import RunPaths
-from mtrl.settings import flat_items
+from mtrl.values import flat_items
 
 Array = npt.NDArray[np.float64]
 MOST = 1e15  # of any number

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from mtrl.config import ConfigError
 from mtrl.files import write_synced
-from mtrl.settings import path_of
+from mtrl.settings.files import path_of
 
 if TYPE_CHECKING:
     from mtrl.evaluate import Scores

@@ -17,7 +17,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.summary import hparams
 
-from mtrl.settings import flat_items
+from mtrl.values import flat_items
 
 CHARTS = {
     "success": r"eval_success/.*", "return": r"eval_return/.*", "Q": r"train_q/.*", "temperature": r"train_ent_coef/.*",

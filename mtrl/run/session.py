@@ -39,8 +39,9 @@ from mtrl.run.folder import RunFolder, describe_run
 from mtrl.run.guard import Diverged, GuardCallback
 from mtrl.run.outputs import leave_lost_outputs, report, tell
 from mtrl.run.signals import Signals
-from mtrl.settings import Request, one_line, parse_train
+from mtrl.settings.train import Request, parse_train
 from mtrl.train import Trainer
+from mtrl.values import one_line
 
 FAILED, DIVERGED, INTERRUPTED = 1, 3, 4
 FILM_TILE = 120  # pixels; a run's events hold every film

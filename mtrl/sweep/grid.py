@@ -27,21 +27,10 @@ from typing import Any
 
 from mtrl import registry
 from mtrl.config import LONGEST_LABEL, ConfigError, nearest
-from mtrl.settings import (
-    EXPERIMENTS,
-    WITH_OPTIONS,
-    Request,
-    check_keys,
-    find_config,
-    flat_items,
-    nested,
-    parse_train,
-    path_of,
-    read_settings,
-    shipped,
-    shown,
-    value_of,
-)
+from mtrl.settings.files import EXPERIMENTS, find_config, path_of, read_settings, shipped
+from mtrl.settings.keys import WITH_OPTIONS, check_keys, value_of
+from mtrl.settings.train import Request, parse_train
+from mtrl.values import flat_items, nested, shown
 
 KEYS = ("base", "label", "common", "arms", "seeds")
 OURS = ("seed", "label", "run_dir")  # settings that tell runs apart

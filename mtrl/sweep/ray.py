@@ -25,11 +25,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 
 from mtrl.config import ConfigError  # noqa: E402
 from mtrl.run.status import read_status  # noqa: E402
-from mtrl.settings import one_line  # noqa: E402
 from mtrl.sweep.board import Board  # noqa: E402
 from mtrl.sweep.child import start, verdict  # noqa: E402
 from mtrl.sweep.grid import Run  # noqa: E402
 from mtrl.sweep.local import Stop, Tries, stopped  # noqa: E402
+from mtrl.values import one_line  # noqa: E402
 
 CONNECT = 10  # seconds that a cluster has to answer
 LOOK = 120  # seconds that a node has to show that it sees the run folders

@@ -50,19 +50,19 @@ def test_an_unknown_option_gets_the_valid_ones() -> None:
         ("cagrad", {"c": 1.0}, ["c = 1.0", "at least 0 and below 1"]),
         ("cagrad", {"c": -0.1}, ["c = -0.1", "at least 0 and below 1"]),
         ("cagrad", {"c": float("nan")}, ["c = nan", "at least 0 and below 1"]),
-        ("cagrad", {"solver": "sgd"}, ["solver = 'sgd'", "'exact' or 'official'"]),
-        ("pcgrad", {"scale": "sum"}, ["scale = 'sum'", "'mean' or 'as_published'"]),
+        ("cagrad", {"solver": "sgd"}, ["solver = 'sgd'", "'exact', 'official'"]),
+        ("pcgrad", {"scale": "sum"}, ["scale = 'sum'", "'mean', 'as_published'"]),
         ("imtl_g", {"as_published": 1}, ["as_published = 1", "true or false"]),
         ("gradvac", {"beta": 1.5}, ["beta = 1.5", "from 0 to 1"]),
         ("famo", {"lr": 0}, ["lr = 0", "positive"]),
         ("famo", {"gamma": -1.0}, ["gamma = -1.0", "at least 0"]),
         ("uncertainty", {"lr": -1.0}, ["lr = -1.0", "positive"]),
-        ("static", {"weights": "equal"}, ["weights = 'equal'", "a list of numbers or none"]),
+        ("static", {"weights": "equal"}, ["weights = 'equal'", "a list of numbers or null"]),
         ("static", {"weights": [1, "2", 3]}, ["weights = [1, '2', 3]", "a list of numbers"]),
-        ("static", {"weights": [1, 2]}, ["weights = [1, 2]", "3 non-negative numbers, one per task"]),
+        ("static", {"weights": [1, 2]}, ["weights = [1.0, 2.0]", "3 non-negative numbers, one per task"]),
         ("static", {"weights": [1, 2, -3]}, ["3 non-negative numbers, one per task"]),
         ("static", {"weights": [0, 0, 0]}, ["not all zero"]),
-        ("rlw", {"distribution": None}, ["distribution = None", "'dirichlet' or 'normal'"]),
+        ("rlw", {"distribution": None}, ["distribution = None", "'dirichlet', 'normal'"]),
     ],
 )
 def test_a_wrong_value_gets_its_key_itself_and_the_valid_ones(
@@ -104,11 +104,16 @@ def test_of_a_class_of_ones_own_variadic_parameters_are_no_options_and_a_hint_is
 
     assert registry.options_of(Own, ("num_tasks",)) == {"power": 1.0, "scale": 1.0}
     for option in ("args", "kw", "beyond"):
-        assert registry.problem(Own, ("num_tasks",), {option: 1}) == (
-            option, f" has no option {option!r}: its options are power, scale"
-        )  # fmt: skip
-    assert registry.problem(Own, ("num_tasks",), {"power": "any", "scale": 2}) is None
-    assert registry.problem(Own, ("num_tasks",), {"scale": "two"}) is not None
+        with pytest.raises(
+            registry.OptionError, match=f"^ has no option '{option}': its options are power, scale$"
+        ):
+            registry.checked(Own, ("num_tasks",), {option: 1})
+    assert registry.checked(Own, ("num_tasks",), {"power": "any", "scale": 2}) == {
+        "power": "any",
+        "scale": 2.0,
+    }
+    with pytest.raises(registry.OptionError, match="scale = 'two' is not valid: must be a number"):
+        registry.checked(Own, ("num_tasks",), {"scale": "two"})
 
 
 def test_all_methods_are_there() -> None:

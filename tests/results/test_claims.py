@@ -27,7 +27,7 @@ from mtrl.results.claims import (
     read_claims,
 )
 from mtrl.results.reading import Curve, Unseen
-from mtrl.settings import config_names
+from mtrl.settings.files import config_names
 from mtrl.sweep.grid import plan, read_experiment
 
 TASKS = ("a", "b")

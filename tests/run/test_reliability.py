@@ -24,7 +24,7 @@ from mtrl import cli
 from mtrl.commands import train as train_command
 from mtrl.evaluate import evaluate
 from mtrl.run.status import read_status
-from mtrl.settings import changed_settings, parse_train
+from mtrl.settings.train import changed_settings, parse_train
 
 METAWORLD = [
     "--protocol.suite=custom", "--protocol.tasks=[reach-v3, drawer-open-v3]", "--threads=1",
