@@ -92,24 +92,26 @@ SUITES: Mapping[str, tuple[str, ...]] = _Suites()
 class Protocol:
     """The tasks, their reward, their length and their goals.
 
-    Raises `SuiteError` when a value is unknown or out of range.
+    Args:
+        suite: mt10, mt25, mt50, point, one task's name, custom (then `tasks` lists names), or your module:function.
+        tasks: task names in order, for suite custom only; Meta-World's `-v3` may be left out.
+        reward: Meta-World's reward: v2 gives 0 to 10 per step, v1 is unbounded and very unequal between tasks.
+        horizon: control steps per episode; at most 500 for Meta-World.
+        goals: random: one of `num_goals` at every reset. fixed: one per task for the whole run and its evaluation.
+        num_goals: goals per task, drawn once.
+        goal_seed: seed of the goals; null means the run's seed.
+
+    Raises:
+        SuiteError: a value is unknown or out of range.
     """
 
     suite: str = "mt10"
-    """mt10, mt25, mt50, point, one task's name, custom (then `tasks` lists names), or `module:function` (one's own).
-    """
     tasks: tuple[str, ...] | None = None
-    """Task names in order, for suite custom only; Meta-World's `-v3` may be left out."""
     reward: Literal["v1", "v2"] = "v2"
-    """Meta-World's reward: v2 gives 0 to 10 per step, v1 is unbounded and very unequal between tasks."""
     horizon: int = METAWORLD_HORIZON
-    """Control steps per episode; at most 500 for Meta-World."""
     goals: Literal["random", "fixed"] = "random"
-    """random: one of `num_goals` at every reset. fixed: one per task for the whole run and its evaluation."""
     num_goals: int = 50
-    """Goals per task, drawn once."""
     goal_seed: int | None = None
-    """Seed of the goals; none means the run's seed."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.suite, str):

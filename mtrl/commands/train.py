@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -100,24 +99,10 @@ A shipped config by name or a YAML file, several in their order; any setting by 
 def print_help() -> int:
     """Every setting with its default and what it means."""
     print(USAGE)
-    protocol = [
-        (f"protocol.{f.name}", f.default, PROTOCOL_TEXTS[f.name]) for f in dataclasses.fields(Protocol)
-    ]
-    for name, default, text in (*explained(), *protocol):
+    for name, default, text in (*explained(TrainConfig()), *explained(Protocol(), "protocol.")):
         told = textwrap.fill(text.replace("``", ""), 100, initial_indent="    ", subsequent_indent="    ")
-        print(f"--{name} ({'null' if default is None else default})\n{told}")
+        print(f"--{name} ({default})\n{told}")
     return 0
-
-
-PROTOCOL_TEXTS = {
-    "suite": "mt10, mt25, mt50, point, one task's name, custom (then `tasks` lists names), or your module:function.",
-    "tasks": "Task names in order, for suite custom only; Meta-World's `-v3` may be left out.",
-    "reward": "Meta-World's reward: v2 gives 0 to 10 per step, v1 is unbounded and very unequal between tasks.",
-    "horizon": "Control steps per episode; at most 500 for Meta-World.",
-    "goals": "random: one of num_goals at every reset. fixed: one per task for the whole run and its evaluation.",
-    "num_goals": "Goals per task, drawn once.",
-    "goal_seed": "Seed of the goals; null means the run's seed.",
-}
 
 
 def started_on(config: Path) -> str:

@@ -114,7 +114,7 @@ def value_of(key: str, text: str) -> Any:
     return float(text) if text.lower() in ("nan", "inf", "-inf") else value
 
 
-def explained(default: Any = TrainConfig(), prefix: str = "") -> Iterator[tuple[str, str, str]]:  # noqa: B008
+def explained(default: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Every setting's dotted name, default, and what its class's docstring says of it."""
     texts = described(type(default))
     for name, hint in fields_of(type(default)).items():
