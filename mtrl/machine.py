@@ -97,8 +97,12 @@ def choose_threads(threads: int | Literal["auto"]) -> int:
     if threads != "auto":
         return threads
     limits = [int(os.environ[name]) for name in LIBRARIES if os.environ.get(name, "").isdecimal()]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([cores, *(limit for limit in limits if limit > 0)])
+    return min([cores(), *(limit for limit in limits if limit > 0)])
+
+
+def cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_freed_memory() -> None:

@@ -23,7 +23,7 @@ from mtrl.results.compare import (
 )
 from mtrl.results.papers import csv_text, latex_text
 from mtrl.results.statistics import CONFIDENCE, FEWEST, POWER
-from mtrl.results.tables import interval, make_table, report_json, require_writable, show
+from mtrl.results.tables import interval, make_table, p_value, rate, report_json, require_writable, show
 from mtrl.settings.files import path_of
 from mtrl.settings.parser import Parser
 
@@ -221,7 +221,7 @@ def difference_table(summary: Mapping[str, Any], reference: str, metric: str, ma
             label, with_interval(found, "+.3f"),
             f"{found['runs']} {'paired' if found['paired'] else 'unpaired'}",
             *(p_value(found[key]) for key in ("p_better_holm", "p_not_better", "p_equivalent")),
-            *(f"{number(found[f'power_{k}'])}, {seeds(found[f'seeds_{k}'], found[f'power_{k}'])}"
+            *(f"{rate(found[f'power_{k}'])}, {seeds(found[f'seeds_{k}'], found[f'power_{k}'])}"
               for k in ("not_better", "equivalent")),
             with_interval(found["improvement"], ".2f"),
         )  # fmt: skip
@@ -256,14 +256,6 @@ def with_interval(number: Mapping[str, Any], form: str = ".3f") -> str:
     if not ends:
         return mean
     return f"{mean} ({ends[0]:+.3f} … {ends[1]:+.3f})" if "+" in form else f"{mean} ({interval(ends)})"
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
-
-
-def p_value(value: float | None) -> str:
-    return "–" if value is None else "< .001" if value < 0.001 else f"{value:.3f}"
 
 
 def seeds(needed: int | None, power: float | None) -> str:

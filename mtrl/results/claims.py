@@ -29,6 +29,7 @@ from mtrl.results.statistics import (
     power_non_superiority,
     seeds_needed,
 )
+from mtrl.results.tables import p_value
 from mtrl.settings.files import CLAIMS, read_settings, shipped
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NO_DATA = "supported", "contradicted", "inconclusive", "no data"
@@ -293,7 +294,7 @@ def judge_arms(claim: Claim, metric: str, arms: Arms, reference: Sequence[Curve]
         shown = [values[key] for key in (yes, no)]
         small = [value is not None and value < ALPHA for value in shown]
         verdict = SUPPORTED if small[0] else CONTRADICTED if small[1] else INCONCLUSIVE
-        tests = ", ".join(f"p {key} {p_text(value)}" for key, value in zip((yes, no), shown, strict=True))
+        tests = ", ".join(f"p {key} {p_value(value)}" for key, value in zip((yes, no), shown, strict=True))
         power = power_equivalence if claim.test == "differs" else power_non_superiority
         got = power(d.runs, d.sd, claim.margin, d.paired)
         ends = d.interval if metric != LOSS else None
@@ -330,7 +331,7 @@ def judge_sign(claim: Claim, curves: Sequence[Curve]) -> Finding:
     p_most, p_few = float(binom.sf(k - 1, n, 0.5)), float(binom.cdf(k, n, 0.5))
     verdict = SUPPORTED if p_most < ALPHA else CONTRADICTED if p_few < ALPHA else INCONCLUSIVE
     numbers = (
-        f"{k} of {n} runs {what}, mean {values.mean():.3f}, p most {p_text(p_most)}, p few {p_text(p_few)}"
+        f"{k} of {n} runs {what}, mean {values.mean():.3f}, p most {p_value(p_most)}, p few {p_value(p_few)}"
     )
     settle = "" if verdict != INCONCLUSIVE else "5 seeds that agree, 8 of which one does not"
     return Finding(verdict, numbers, settle)
@@ -344,7 +345,7 @@ def judge_control(claim: Claim, arms: Arms) -> Finding:
         return Finding(NO_DATA, f"no complete run of {' and '.join(missing)}")
     found = difference(arms[better], arms[worse], partial(score, metric=metric))
     p = found.p_above()
-    numbers = f"{better} minus {worse} {found.mean:+.3f} in {metric} over {found.runs} seeds, p {p_text(p)}"
+    numbers = f"{better} minus {worse} {found.mean:+.3f} in {metric} over {found.runs} seeds, p {p_value(p)}"
     return Finding(SUPPORTED if p is not None and p < ALPHA else INCONCLUSIVE, numbers)
 
 
@@ -373,10 +374,6 @@ def judge_cost(claim: Claim, bench: Path | None) -> Verdict:
         return Verdict(claim, INCONCLUSIVE, why, control, findings)
     verdict, why = overall(claim, [finding.verdict for finding in findings.values()])
     return Verdict(claim, verdict, why, control, findings)
-
-
-def p_text(value: float | None) -> str:
-    return "–" if value is None else "< .001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
 
 
 def as_markdown(verdicts: Sequence[Verdict]) -> str:

@@ -117,5 +117,9 @@ def rate(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
+def p_value(value: float | None) -> str:
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def interval(bounds: list[float] | None) -> str:
     return "–" if bounds is None else f"{bounds[0]:.2f} … {bounds[1]:.2f}"

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+from mtrl.machine import cores
 from mtrl.sweep.board import Board
 from mtrl.sweep.child import start, verdict
 from mtrl.sweep.grid import Run
@@ -18,11 +19,6 @@ from mtrl.sweep.grid import Run
 TRIES = 3  # of a run that fails without getting further
 PAUSE = 0.1  # seconds between looks at the processes
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
-
-
-def cores() -> int:
-    """Those that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share(runs: Sequence[Run], jobs: int | None) -> tuple[int, int]:
