@@ -248,11 +248,7 @@ class RunFolder(RunPaths):
 
     def restore_meta(self, now: dict[str, Any]) -> None:
         """Write what is known now where ``meta.json`` is lost or damaged: who compares runs reads it."""
-        try:
-            known = isinstance(json.loads(read_bounded(self.meta, MOST_BYTES))["protocol"], dict)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            known = False
-        if not known:
+        if not isinstance(self.described().get("protocol"), dict):
             write_synced(self.meta, _json({"note": "the first meta.json was lost", **now}))
 
     def mark(self, status: str, reason: str = "") -> None:
