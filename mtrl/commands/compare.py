@@ -176,7 +176,7 @@ def print_tables(
     steps = next(iter(groups.values()))[0].steps
     caption = (
         f"in brackets {CONFIDENCE:.0%} intervals of the mean over seeds by Student's t, from {FEWEST} seeds on; "
-        "none where all seeds are equal or the mean is nearer than .05 to 0 or 1, where none is right"
+        "none where all seeds are equal or the mean is nearer than 0.05 to 0 or 1, where none is right"
     )
     unseen = any(row["unseen"]["mean"] is not None for row in summary.values())
     shown = (*SHOWN, "unseen") if unseen else SHOWN
@@ -211,7 +211,7 @@ def difference_table(summary: Mapping[str, Any], reference: str, metric: str, ma
         f"power, seeds for {POWER:g}: not better", "equivalent", "P(improvement)",
         title=f"differences in {metric} from {reference}; margin {margin:g}",
         caption="one-sided p-values. better: above the reference; not better: less than the margin above it; "
-        "equivalent: within the margin on both sides. Powers are for equal arms. No test where an arm is near 0 or 1.",
+        "equivalent: within the margin on both sides. Powers are for equal arms. No test where both arms are near 0, or both near 1.",
     )  # fmt: skip
     for label, row in summary.items():
         if "against" not in row:
