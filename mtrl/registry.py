@@ -103,7 +103,7 @@ def checked(cls: type, own: tuple[str, ...], options: Mapping[str, Any]) -> dict
         if option not in known:
             valid = f"its options are {', '.join(known)}" if known else "it has none"
             raise OptionError(option, f" has no option {option!r}{nearest(option, known)}: {valid}")
-        hint = hints.get(option, Any)
+        hint = hints.get(option, tuple if isinstance(known[option], tuple) else Any)
         found = fitting(hint, value)
         if not found:
             raise OptionError(option, f": {option} = {value!r} is not valid: must be {words(hint)}")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+MOST = 10**300  # of a whole number that is taken for a fraction
 LONGEST = 60  # of a value that an error shows
 WORDS: dict[Any, str] = {
     int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
@@ -64,24 +67,33 @@ def fields_of(cls: Any) -> dict[str, Any]:
 
 
 def fitting(hint: Any, value: Any) -> list[Any]:
-    """The value as this type, in a list; empty where it is none. What no setting is declared as takes anything."""
+    """The value as this type, in a list; empty where it is none.
+
+    Text that is a number is one where a number is declared (``'3'``, ``007``). A list is a tuple where one is declared.
+    """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return [v for v in arguments if v == value and type(v) is type(value)]
     if origin in (Union, types.UnionType):
-        return next((found for member in arguments if (found := fitting(member, value))), [])
-    if origin in (tuple, list):
-        items = [fitting(arguments[0], item) for item in value] if isinstance(value, (list, tuple)) else [[]]
-        return [origin(item[0] for item in items)] if all(items) else []
-    if origin is dict:
+        members = sorted(arguments, key=lambda member: member is not type(value))
+        return next((found for member in members if (found := fitting(member, value))), [])
+    kind = origin or hint
+    if kind in (tuple, list):
+        item = arguments[0] if arguments else Any
+        items = [fitting(item, part) for part in value] if isinstance(value, (list, tuple)) else [[]]
+        return [kind(part[0] for part in items)] if all(items) else []
+    if kind is dict:
         return [dict(value)] if isinstance(value, Mapping) else []
+    if hint in (int, float) and isinstance(value, str) and NUMBER.fullmatch(value):
+        value = float(value) if hint is float or not value.lstrip("+-").isdecimal() else int(value)
     if isinstance(value, bool) and hint in WORDS:
         return [value] if hint is bool else []
     if hint is float and isinstance(value, (int, float)):
-        return [float(value)]
+        return [float(value)] if abs(value) < MOST or isinstance(value, float) else []
     if hint is int and isinstance(value, float) and value.is_integer():
         return [int(value)]
-    return [value] if hint not in WORDS or isinstance(value, hint) else []
+    anything = kind is Any or not isinstance(kind, type)
+    return [value] if anything or isinstance(value, kind) else []
 
 
 def words(hint: Any) -> str:
@@ -91,8 +103,9 @@ def words(hint: Any) -> str:
         return f"one of {', '.join(map(repr, arguments))}"
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(words(member) for member in arguments))
-    if origin in (tuple, list):
-        return f"a list of {words(arguments[0]).removeprefix('a ')}s"
-    if origin is dict:
+    kind = origin or hint
+    if kind in (tuple, list):
+        return f"a list of {words(arguments[0]).removeprefix('a ')}s" if arguments else "a list"
+    if kind is dict:
         return "a mapping of names to values"
-    return WORDS.get(hint, str(hint))
+    return WORDS.get(hint, str(getattr(hint, "__name__", hint)))

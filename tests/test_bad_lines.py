@@ -179,6 +179,13 @@ def test_a_whole_number_may_be_written_with_an_exponent(capfd):
     assert "seed: 10\n" in text
 
 
+def test_a_number_may_begin_with_a_dot_or_a_nought(capfd):
+    assert cli.main(["train", "--print_config", "--agent.gamma=.9e0", "--seed=007"]) == 0
+    text = capfd.readouterr().out
+    assert "  gamma: 0.9\n" in text
+    assert "seed: 7\n" in text
+
+
 def test_every_setting_is_explained(capfd):
     assert cli.main(["train", "--help"]) == 0
     text = capfd.readouterr().out

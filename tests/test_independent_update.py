@@ -27,13 +27,20 @@ KERNELS = ("plain", "torch", "onednn")
 
 
 def agent_of(
-    task_input: Any, critic_loss: Any, through: Any, scale: Any, method: str, kernels: Any, shared_alpha: bool
+    task_input: Any,
+    critic_loss: Any,
+    through: Any,
+    scale: Any,
+    method: str,
+    kernels: Any,
+    shared_alpha: bool,
+    norms: tuple[bool, bool],
 ) -> MTSAC:
     config = AgentConfig(
-        actor=ActorConfig(hidden=(5, 4), weight_decay=0.1, decay="coupled", learning_rate=0.02),
+        actor=ActorConfig(hidden=(5, 4), layer_norm=norms[0], weight_decay=0.1, decay="coupled", learning_rate=0.02),
         critic=CriticConfig(
-            hidden=(5,), weight_decay=0.1, loss=critic_loss, atoms=5, support=3.0, max_grad_norm=0.5,
-            learning_rate=0.02,
+            hidden=(5,), layer_norm=norms[1], weight_decay=0.1, loss=critic_loss, atoms=5, support=3.0,
+            max_grad_norm=0.5, learning_rate=0.02,
         ),
         temperature=TemperatureConfig(shared=shared_alpha, initial=0.3, learning_rate=0.05, loss=through),
         gamma=GAMMA, tau=0.1, policy_tau=0.2, task_input=task_input, embedding_dim=2, reward_scale=scale,
@@ -125,8 +132,8 @@ def test_three_updates_leave_the_parameters_of_an_update_written_apart(
 ):
     for number, (scale, absent) in enumerate(itertools.product(REWARD_SCALES, (False, True))):
         settings = (task_input, critic_loss, through, scale, method)
-        shared_alpha = number % 3 == 0
-        agents = [agent_of(*settings, kernels, shared_alpha) for kernels in KERNELS]
+        shared_alpha, norms = number % 3 == 0, (number % 2 == 0, number % 4 < 2)
+        agents = [agent_of(*settings, kernels, shared_alpha, norms) for kernels in KERNELS]
         state, recipe = independent(agents[0], method, scale, critic_loss, through)
         for batch, noise in batches(absent):
             full = batch._replace(weight=torch.ones(T, B).double() if batch.weight is None else batch.weight)

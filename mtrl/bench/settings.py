@@ -40,7 +40,7 @@ SETTINGS = {
     "S": Setting(),
     "L": Setting(layer_norm=True),
     "F": Setting(tasks=50, rows=26),
-    "R": Setting(rows=32, config="mt10_fast", threads=1),
+    "R": Setting(rows=32, hidden=(256, 256, 256), layer_norm=True, config="mt10_fast", threads=1),
 }
 
 

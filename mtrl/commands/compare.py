@@ -211,7 +211,8 @@ def difference_table(summary: Mapping[str, Any], reference: str, metric: str, ma
         f"power, seeds for {POWER:g}: not better", "equivalent", "P(improvement)",
         title=f"differences in {metric} from {reference}; margin {margin:g}",
         caption="one-sided p-values. better: above the reference; not better: less than the margin above it; "
-        "equivalent: within the margin on both sides. Powers are for equal arms. No test where both arms are near 0, or both near 1.",
+        "equivalent: within the margin on both sides. Powers are for equal arms. No test where both arms are near 0, "
+        "or both near 1.",
     )  # fmt: skip
     for label, row in summary.items():
         if "against" not in row:

@@ -100,7 +100,7 @@ def print_help() -> int:
     """Every setting with its default and what it means."""
     print(USAGE)
     for name, default, text in (*explained(TrainConfig()), *explained(Protocol(), "protocol.")):
-        told = textwrap.fill(text.replace("``", ""), 100, initial_indent="    ", subsequent_indent="    ")
+        told = textwrap.fill(text.replace("`", ""), 100, initial_indent="    ", subsequent_indent="    ")
         print(f"--{name} ({default})\n{told}")
     return 0
 

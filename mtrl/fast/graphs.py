@@ -77,9 +77,12 @@ class Graphs:
 
         examples = [tensor.detach() for tensor in given]
 
-        # what lies between the kernels is C++, too: a tenth of an update's time at mt10_fast's size;
+        # on a processor what lies between the kernels is C++, too: a tenth of an update's time at mt10_fast's size;
         # before torch 2.13 its cache does not tell graphs of other numbers of threads apart
-        settings = torch._inductor.config.patch({"cpp_wrapper": True, "cpp.threads": torch.get_num_threads()})
+        on_cpu = all(tensor.device.type == "cpu" for tensor in given)
+        settings = torch._inductor.config.patch(
+            {"cpp_wrapper": on_cpu, "cpp.threads": torch.get_num_threads()}
+        )
 
         def compiled() -> Callable[..., Any]:
             # by numbers that are not there: none can become part of the graph

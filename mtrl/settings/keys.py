@@ -52,11 +52,11 @@ def check_keys(content: Mapping[str, Any], more: Sequence[str] = ()) -> None:
 def likeness(key: str, name: str) -> tuple[float, float]:
     """How near a dotted name comes to a misspelt key: by its last part, then by its section."""
     (section, _, own), (other, _, leaf) = key.rpartition("."), name.rpartition(".")
-    words = leaf.split("_")
+    parts = leaf.split("_")
     alike = SequenceMatcher(None, own.lower().replace("-", "_"), leaf).ratio()
-    if own == "".join(word[0] for word in words):  # lr
+    if own == "".join(part[0] for part in parts):  # lr
         alike = 1.0
-    elif own in words:  # steps
+    elif own in parts:  # steps
         alike = max(alike, 0.7)
     return alike, SequenceMatcher(None, section, other).ratio()
 
@@ -67,7 +67,7 @@ def parents(key: str) -> list[str]:
 
 
 def convert(hint: Any, value: Any, key: str) -> Any:
-    """A plain value as the type that a field declares.
+    """A plain value, whose keys :func:`check_keys` has seen, as the type that a field declares.
 
     Raises:
         ConfigError: it is none; the whole key, the value, and what would be valid.
