@@ -143,7 +143,13 @@ def test_flops_are_those_counted_by_hand() -> None:
     critics_loss = 2 * (critic + 1)  # weights; the input of the second layer
     actors_loss = 2 * critic + actor + 8  # through two critics to their inputs; weights and an input
     expected = 2 * (forward + critics_loss + actors_loss)
-    assert counted(agent_config(Setting(hidden=(1,))), 1, 1)[1] == expected == 1208
+    config = agent_config(Setting(hidden=(1,)))
+    assert counted(config, 1, 1)[1] == expected == 1208
+    # an embedding of 5 instead of the one-hot of 1: in 8 networks, 2 critics' weights, 2 critics' inputs, the actor's
+    # weights; and for its own gradient all inputs of 2 critics and the actor
+    more = 4 * (8 + 2 + 2 + 1) + 2 * (44 + 4) + (40 + 4)
+    config = replace(config, task_input="embedding", embedding_dim=5)
+    assert counted(config, 1, 1)[1] == expected + 2 * more
 
 
 def test_the_optimizers_are_timed(

@@ -38,8 +38,9 @@ def test_a_value_that_fits_is_of_the_type_that_is_declared(hint: Any, value: Any
     [
         (float, "much"), (float, True), (float, None), (float, 10**400), (int, 1.5), (int, "1.5"), (int, True),
         (int, ""), (bool, 1), (bool, "true"), (str, 3), (str, None), (Literal["a"], "b"), (Literal[1], True),
-        (Literal[1], 1.0),         (tuple[int, ...], 8), (tuple[int, ...], "ab"), (tuple[int, ...], [1.5]), (list, 3), (tuple, "ab"), (dict, [1]),
-        (int | None, "x"), (Mode, "fast"), (Path, 3), (set[int], [1]), (Mode | None, "fast"), (Sequence[int], 3),
+        (Literal[1], 1.0), (tuple[int, ...], 8), (tuple[int, ...], "ab"), (tuple[int, ...], [1.5]), (list, 3),
+        (tuple, "ab"), (dict, [1]), (int | None, "x"), (Mode, "fast"), (Path, 3), (set[int], [1]),
+        (Mode | None, "fast"), (Sequence[int], 3),
         (Callable[..., int], 3),
     ],
 )  # fmt: skip
