@@ -158,7 +158,9 @@ def test_a_bad_request_for_an_evaluation_is_refused_before_it_begins(refused, fi
 
 def test_a_run_folder_in_use_or_finished_is_left_as_it_is(refused, finished):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
-    assert "holds a finished run; nothing was changed" in refused("train", *POINT, f"--run_dir={finished}")
+    assert "holds a finished run; nothing was changed: choose another --seed" in refused(
+        "train", *POINT, f"--run_dir={finished}"
+    )
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 

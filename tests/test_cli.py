@@ -80,18 +80,6 @@ def test_another_seed_draws_other_goals(smoke: Path, capsys: pytest.CaptureFixtu
     assert returns[0] != returns[2]
 
 
-def test_a_finished_run_is_not_overwritten(smoke: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in smoke.iterdir()}
-    assert main(["train", "--config", "smoke", "--run_dir", str(smoke)]) == 2
-    error = capsys.readouterr().err
-    assert "finished" in error
-    assert "--seed" in error
-    assert error.count("\n") == 1
-    assert {path: path.stat().st_mtime_ns for path in smoke.iterdir() if path.name != ".lock"} == {
-        path: time for path, time in before.items() if path.name != ".lock"
-    }
-
-
 def test_runs_are_compared_by_label(smoke: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     figure = tmp_path / "curves.png"
     assert main(["compare", str(smoke), "--json", "-", "--figure", str(figure)]) == 0
@@ -99,13 +87,6 @@ def test_runs_are_compared_by_label(smoke: Path, capsys: pytest.CaptureFixture[s
     assert list(summary) == ["smoke"]
     assert summary["smoke"]["steps_per_task"] == 2000
     assert figure.stat().st_size > 1000
-
-
-def test_the_list_names_every_optimizer_with_its_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "optimizers"]) == 0
-    text = re.sub(r"\s+", "", capsys.readouterr().out)
-    for name in OPTIMIZERS:
-        assert name in text or name.replace("_", "") in text
 
 
 def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,11 +127,6 @@ def test_names_are_never_cut_in_a_pipe_or_on_a_narrow_screen(width: str) -> None
     assert "…" not in done.stdout
     for name in OPTIMIZERS:
         assert f" {name} " in done.stdout
-    table = make_table("task", "success", title="[/b] is no markup")
-    names = Protocol("mt50").task_names
-    for name in names:
-        table.add_row(name, "0.50")
-    show(table)
 
 
 def test_a_table_of_mt50_has_every_name_on_a_terminal_of_40_columns(monkeypatch, capsys) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from doubles import double
 from torch import Tensor
 
 from mtrl.fast.chain import Factors
@@ -42,20 +43,6 @@ class Case(NamedTuple):
     inputs: tuple[Any, ...]
 
 
-def double(x: Any) -> Any:
-    if isinstance(x, Parameters):
-        return x.map(lambda p: p.detach().double().requires_grad_())
-    if isinstance(x, Tensor):
-        return x.detach().double()
-    return (
-        type(x)(*map(double, x))
-        if hasattr(x, "_fields")
-        else tuple(map(double, x))
-        if x is not None
-        else None
-    )
-
-
 @pytest.fixture
 def case(make_agent, make_batch) -> Callable[..., Case]:
     def make(
@@ -72,17 +59,9 @@ def case(make_agent, make_batch) -> Callable[..., Case]:
             loss = partial(actor_loss, nets=agent.nets)
             masks = (noise.actor_masks, noise.actor_critic_masks)
             inputs = (agent.critic, torch.rand(T), agent.one_hot, batch, noise.action, *masks)
-        batch_index = 1 if network == "critic" else 3
-        doubled = [
-            double(x) if i != batch_index else type(x)(*map(double_or_none, x)) for i, x in enumerate(inputs)
-        ]
-        return Case(loss, double(getattr(agent, network)), tuple(doubled))
+        return Case(loss, double(getattr(agent, network)), double(inputs))
 
     return make
-
-
-def double_or_none(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.double()
 
 
 def assert_parameters_close(first: Parameters, second: Parameters) -> None:
@@ -336,14 +315,3 @@ def test_a_tasks_share_is_one_over_the_number_of_present_tasks():
     losses = torch.zeros(4)
     assert task_share(losses, None).tolist() == [0.25] * 4
     assert task_share(losses, torch.tensor([True, False, True, False])).tolist() == [0.5, 0, 0.5, 0]
-
-
-def test_float32_agrees_with_the_loop_as_far_as_float32_can(make_agent, make_batch):
-    agent = make_agent(T, task_input="embedding", critic={"dropout": 0.2}, kernels="plain")
-    batch = make_batch(T, B)
-    inputs = (agent.one_hot, batch, torch.randn(T, B), agent.draw_noise(B).critic_masks)
-    loss = partial(critic_loss, nets=agent.nets)
-    rows = per_task_gradients(loss, agent.critic, *inputs).rows()
-    looped = per_task_gradients_by_loop(loss, agent.critic, *inputs).rows()
-    for name, other in looped.items():
-        assert (rows[name] - other).norm() <= 1e-5 * other.norm() + 1e-7

@@ -161,15 +161,6 @@ def test_what_it_takes_is_told_and_fits_when_there_is_room(monkeypatch):
         TaskReplay(T, 1000, D, A)
 
 
-def test_files_that_a_container_has_cached_are_free_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(replay, "CGROUP", tmp_path)
-    for name, content in (
-        ("max", "50_000_000"), ("current", "40_000_000"), ("stat", "anon 10\ninactive_file 3_000_000\n"),
-    ):  # fmt: skip
-        (tmp_path / f"memory.{name}").write_text(content)
-    assert replay.free_memory(torch.device("cpu")) == 13_000_000
-
-
 def test_this_machine_has_some_free_memory():
     assert 10**6 < replay.free_memory(torch.device("cpu")) < 10**14
 

@@ -17,12 +17,10 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch.distributions import Normal
 
 from mtrl.cli import main
-from mtrl.config import ActorConfig, ConfigError, CriticConfig, NetworkConfig
-from mtrl.gradients import PLAIN, multitask_gradient
-from mtrl.learner import Learner
+from mtrl.config import ActorConfig, ConfigError, CriticConfig
+from mtrl.gradients import multitask_gradient
 from mtrl.networks import Actor, Critic, Parameters, call, squashed_sample
 from mtrl.optimizers import OPTIMIZERS, make_optimizer
-from mtrl.parameters import Weights
 from mtrl.replay import Batch
 from mtrl.sac import (
     MTSAC,
@@ -446,38 +444,6 @@ def test_a_method_that_wants_the_losses_after_the_step_gets_them_on_the_same_bat
     expected, _ = agent.path.over_tasks(partial(critic_loss, nets=agent.nets), agent.critic, *inputs)
     torch.testing.assert_close(after, expected.detach())
     assert not torch.allclose(after, before, rtol=1e-2)
-
-
-@pytest.mark.parametrize("task_input", ["one_hot", "heads", "embedding"])
-def test_weight_decay_acts_on_matrices_only(make_agent, task_input):
-    agent = make_agent(task_input=task_input, critic={"weight_decay": 0.1, "learning_rate": 0.01})
-    before = agent.critic.map(lambda p: p.detach().clone())
-    with torch.no_grad():
-        for _, p in agent.critic.tensors():
-            p += 1  # no zeros
-    agent.learners["critic"].adam.step()  # without a gradient
-    seen = set()
-    for (name, old), (_, new) in zip(before.tensors(), agent.critic.tensors(), strict=True):
-        matrix = name.endswith("weight") and "norms" not in name
-        # AdamW without a gradient: θ (1 − lr λ) = 0.999 θ
-        torch.testing.assert_close(new.detach(), (old + 1) * (0.999 if matrix else 1), rtol=1e-6, atol=1e-6)
-        seen.add((matrix, name in agent.critic.private))
-    assert (True, False) in seen
-    assert ((True, True) in seen) == (task_input == "heads")
-
-
-@pytest.mark.parametrize(("decay", "expected"), [("decoupled", 1.998), ("coupled", 1.99), ("none", 2.0)])
-def test_coupled_decay_is_normalised_by_adam_and_decoupled_is_not(decay, expected):
-    # θ = 2, no gradient, lr = 0.01, λ = 0.1. Decoupled: 2 (1 − 0.001) = 1.998.
-    # Coupled: the gradient is λθ = 0.2, and Adam's first step is lr · 0.2 / |0.2| = 0.01.
-    config = NetworkConfig(
-        learning_rate=0.01, weight_decay=0 if decay == "none" else 0.1,
-        decay="coupled" if decay == "coupled" else "decoupled",
-    )  # fmt: skip
-    weights = Weights.laid_out(Parameters({"w": torch.full((1, 1), 2.0)}, {}), [["w"]], [])
-    learner = Learner(weights, make_optimizer("unitary", num_tasks=1), PLAIN, config.learning_rate, config)
-    learner.adam.step()
-    assert learner.parameters.shared["w"].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_actor_and_critic_have_their_own_learning_rate_and_decay(make_agent):

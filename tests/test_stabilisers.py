@@ -142,9 +142,10 @@ def test_the_critics_values_stay_on_the_grid(make_agent, make_batch):
     ("decay_on", "spared"), [("matrices", {"bias", "norms", "embedding"}), ("as_published", set())]
 )
 @pytest.mark.parametrize("decay", ["coupled", "decoupled"])
-def test_decay_shrinks_matrices_or_everything(decay_on, spared, decay, make_agent):
+@pytest.mark.parametrize("task_input", ["embedding", "heads"])
+def test_decay_shrinks_matrices_or_everything(decay_on, spared, decay, task_input, make_agent):
     config = {"decay_on": decay_on, "decay": decay, "weight_decay": 0.1, "learning_rate": 0.5}
-    agent = make_agent(3, task_input="embedding", critic={**config, "layer_norm": True})
+    agent = make_agent(3, task_input=task_input, critic={**config, "layer_norm": True})
     with torch.no_grad():
         for _, p in agent.critic.tensors():
             p.fill_(1.0)

@@ -384,24 +384,6 @@ def test_a_wrapper_that_changes_the_one_hot_is_refused_and_one_that_does_not_is_
     Trainer(agent, VecMonitor(envs), replay).learn(10)
 
 
-def test_an_env_that_changes_its_action_in_place_does_not_change_what_is_stored(make_agent):
-    class Spoils(gym.Env):
-        observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
-        action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
-
-        def reset(self, *, seed=None, options=None):
-            return np.zeros(2, np.float32), {}
-
-        def step(self, action):
-            action *= 100
-            return np.zeros(2, np.float32), 0.0, False, False, {"success": False}
-
-    envs = make_suite({"a": Spoils}, horizon=5)
-    replay = TaskReplay(1, 50, 2, 1)
-    Trainer(make_agent(1, names=("a",), obs_dim=2, action_dim=1), envs, replay, warmup_steps=50).learn(20)
-    assert 0 < replay.rows_since(0)[1]["actions"].abs().max() <= 1
-
-
 def test_a_state_of_the_tasks_in_another_order_changes_nothing(make_agent):
     def trainer(names: tuple[str, ...]) -> Trainer:
         envs, replay = suite_and_replay(names)

@@ -148,17 +148,6 @@ def test_the_two_rewards_differ_and_there_is_no_third():
         Protocol("push", reward="v4")
 
 
-def test_the_state_of_another_task_is_refused():
-    envs = make_suite(Protocol("custom", tasks=("reach", "push")), workers=0)
-    envs.reset()
-    with pytest.raises(
-        SuiteError, match="the state is of tasks push-v3, reach-v3, the suite has reach-v3, push-v3"
-    ):
-        envs.set_state(envs.get_state()[::-1])
-    with pytest.raises(SuiteError, match="1 tasks"):
-        envs.set_state(envs.get_state()[:1])
-
-
 def test_live_views_of_the_simulator_stay_live():
     # basketball-v3 keeps its target, and every task two finger positions, as views that move with the hand.
     original, copy = (MetaWorldTask("basketball-v3", "v2") for _ in range(2))

@@ -334,13 +334,6 @@ def test_ones_own_envs_go_on_from_a_state_taken_at_any_time(steps):
         assert got[3][0].get("episode") == expected[3][0].get("episode")
 
 
-def test_an_env_that_cannot_be_saved_is_named():
-    envs = make_suite({"a": SavedEnv, "b": OwnEnv})
-    envs.reset()
-    with pytest.raises(SuiteError, match="task b: its env has no get_state"):
-        envs.get_state()
-
-
 def test_whole_numbers_of_numpy_are_whole_numbers():
     plain = make_suite({"a": OwnEnv}, seed=3, horizon=4, workers=0)
     numpy = make_suite({"a": OwnEnv}, seed=np.int64(3), horizon=np.int16(4), workers=np.uint8(0))
@@ -361,4 +354,6 @@ def test_a_state_of_the_tasks_in_another_order_is_refused_before_anything_change
     before = back.get_state()
     with pytest.raises(SuiteError, match="the state is of tasks a, b, the suite has b, a"):
         back.set_state(forth.get_state())
+    with pytest.raises(SuiteError, match="1 tasks"):
+        back.set_state(forth.get_state()[:1])
     assert back.get_state() == before

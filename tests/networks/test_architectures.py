@@ -11,6 +11,7 @@ import numpy as np
 import own_networks  # noqa: F401  # its classes are found where it is imported already
 import pytest
 import torch
+from doubles import double
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -65,16 +66,6 @@ def make(make_agent) -> Callable[..., Any]:
         return agent
 
     return make_one
-
-
-def double(x: Any) -> Any:
-    if isinstance(x, Parameters):
-        return x.map(lambda p: p.detach().double().requires_grad_())
-    if isinstance(x, Tensor):
-        return x.detach().double()
-    if x is None:
-        return None
-    return type(x)(*map(double, x)) if hasattr(x, "_fields") else tuple(map(double, x))
 
 
 def single(x: Any) -> Any:

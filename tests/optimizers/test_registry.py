@@ -121,24 +121,6 @@ def test_of_a_class_of_ones_own_variadic_parameters_are_no_options_and_a_hint_is
         registry.checked(Own, ("num_tasks",), {"scale": "two"})
 
 
-def test_all_methods_are_there() -> None:
-    assert set(OPTIMIZERS) == {
-        *("unitary", "rlw", "famo", "uncertainty", "static"),
-        *(
-            "pe_ltr",
-            "pcgrad",
-            "cagrad",
-            "mgda",
-            "imtl_g",
-            "graddrop",
-            "gradvac",
-            "nash_mtl",
-            "upgrad",
-            "aligned_mtl",
-        ),
-    }
-
-
 @pytest.mark.parametrize("section", ["The methods", "Cost"])
 def test_the_documentation_has_a_row_for_every_method(section: str) -> None:
     text = DOCS.read_text().split(f"## {section}\n")[1].split("\n## ")[0]

@@ -170,16 +170,6 @@ def test_a_lock_keeps_others_out_until_it_is_given_back(tmp_path):
     second.unlock()
 
 
-def test_a_run_that_says_running_without_a_process_is_told_as_killed(tmp_path):
-    run = RunFolder(tmp_path)
-    run.start("seed: 0\n", {})
-    assert RunFolder(tmp_path).status == "RUNNING"
-    run.unlock()
-    assert RunFolder(tmp_path).status.startswith("KILLED: no process trains it any more")
-    run.mark("DONE")
-    assert RunFolder(tmp_path).status == "DONE"
-
-
 def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path, capfd):
     (tmp_path / "notes.txt").write_text("mine")
     assert train(tmp_path) == 2

@@ -318,3 +318,5 @@ def test_reading_a_status_keeps_no_start_out(stopped):
     assert RunFolder(stopped).status == "RUNNING"
     run.unlock()
     assert RunFolder(stopped).status.startswith("KILLED")
+    run.mark("DONE")
+    assert RunFolder(stopped).status == "DONE"

@@ -235,17 +235,6 @@ def test_the_log_ends_with_the_last_evaluation(undisturbed):
     assert undisturbed["rows"][-1]["eval/success_rate"] != ""
 
 
-def test_a_finished_run_is_never_trained_again(tmp_path, capfd, undisturbed):
-    run = tmp_path / "run"
-    assert train(run) == 0
-    capfd.readouterr()
-    assert cli.main(["train", f"--resume={run}"]) == 0
-    assert "is finished already" in capfd.readouterr().out
-    assert train(run) == 2
-    assert "holds a finished run; nothing was changed: choose another --seed" in capfd.readouterr().err
-    assert written(run) == undisturbed
-
-
 def test_changed_settings_are_named_and_refused_unless_allowed_and_then_recorded(
     tmp_path, monkeypatch, capfd
 ):
