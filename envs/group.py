@@ -34,7 +34,7 @@ class Group:
         self._at = at
         for i, spec in enumerate(specs):
             at(i)
-            self.envs.append(spec.build())
+            self.envs.append(TaskEnv(spec))
         self._asked: tuple[str, tuple[Any, ...]] | None = None
 
     def send(self, method: str, *arguments: Any) -> None:

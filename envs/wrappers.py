@@ -41,10 +41,6 @@ class TaskSpec:
     seed: int
     evaluation: bool
 
-    def build(self) -> TaskEnv:
-        """The env. Raises `SuiteError` when it is none, is another task's too, or its spaces don't fit a suite."""
-        return TaskEnv(self)
-
 
 class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
     """One task: float32 observations that end with the task's one-hot, actions in [-1, 1], a time limit.
@@ -60,7 +56,8 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
     `success` is None, and `is_success` is None until a step of the episode tells one; a warning says so once.
 
     Raises `NotFiniteError` when the env returns a non-finite observation or reward, `SuiteError` when it returns
-    anything else that it may not; both name the task, the value and the step.
+    anything else that it may not; both name the task, the value and the step. Making it raises `SuiteError`
+    when the env is none, is another task's too, or its spaces don't fit a suite.
     """
 
     def __init__(self, spec: TaskSpec) -> None:

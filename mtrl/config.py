@@ -54,13 +54,13 @@ def _check(condition: object, key: str, value: object, valid: str) -> None:
         raise ConfigError(f"{key}: {text} is not valid; it must be {valid}")
 
 
-def _check_fields(config: object, prefix: str = "") -> None:
+def _check_fields(config: object) -> None:
     """Raise unless every number is finite and every field that lists its values has one of them."""
-    for name, hint in get_type_hints(type(config)).items():
-        key, value = prefix + name, getattr(config, name)
+    for key, hint in get_type_hints(type(config)).items():
+        value = getattr(config, key)
         if hasattr(value, "item") and not getattr(value, "shape", ()):  # a number of numpy's
             value = value.item()
-            object.__setattr__(config, name, value)
+            object.__setattr__(config, key, value)
         _check(not isinstance(value, float) or math.isfinite(value), key, value, "a finite number")
         if get_origin(hint) is Literal:
             _check(value in get_args(hint), key, value, f"one of {get_args(hint)}")

@@ -75,11 +75,6 @@ class Scores:
         return float(np.mean([scores.success.mean() for scores in self.tasks.values()]))
 
     @property
-    def told(self) -> bool:
-        """Whether every task's env tells success."""
-        return all(scores.told for scores in self.tasks.values())
-
-    @property
     def silent(self) -> list[str]:
         """The tasks that never tell their success."""
         return [name for name, scores in self.tasks.items() if not scores.told]
@@ -102,7 +97,7 @@ class Scores:
         None with one episode per task: the score is exact for that one goal.
         """
         outcomes = [scores.success for scores in self.tasks.values()]
-        if min(len(o) for o in outcomes) < 2 or not self.told:
+        if min(len(o) for o in outcomes) < 2 or self.silent:
             return None
         episodes = np.array([len(o) for o in outcomes])
         rates = np.array([o.mean() for o in outcomes])
@@ -114,8 +109,8 @@ class Scores:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: ``mean_success``, ``mean_success_ci`` (None where not all tell it), ``tasks`` by name."""
         return {
-            "mean_success": self.mean_success if self.told else None,
-            "mean_success_ci": self.mean_success_interval() if self.told else None,
+            "mean_success": None if self.silent else self.mean_success,
+            "mean_success_ci": None if self.silent else self.mean_success_interval(),
             "tasks": {name: scores.to_dict() for name, scores in self.tasks.items()},
         }
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from mtrl.categorical import HL_GAUSS_WIDTH, atoms_on, cross_entropy, expectation, hl_gauss, project, two_hot
-from mtrl.config import ActorConfig, ConfigError, CriticConfig
+from mtrl.config import ActorConfig, CriticConfig
 from mtrl.networks import Actor, Critic, Parameters
 from mtrl.replay import Batch
 from mtrl.sac import Networks, actor_loss, critic_loss, td_target
@@ -203,12 +203,3 @@ def test_the_actor_takes_the_reduced_expectation(reduction, value):
     nets, critic = constant_critics(loss="distributional", reduction=reduction)
     loss, _ = actor_loss(ACTOR, critic, torch.tensor(0.5), TASK, batch(), torch.zeros(2, 1), (), (), nets)
     assert loss.item() == pytest.approx(-0.5 * HALF_LOG_2PI - value, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [({"atoms": 1}, "atoms: 1"), ({"support": 0.0}, "support: 0.0"), ({"blocks": -1}, "blocks: -1")],
-)
-def test_a_grid_that_is_none_is_refused(options, words):
-    with pytest.raises(ConfigError, match=words):
-        CriticConfig(**options)

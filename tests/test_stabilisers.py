@@ -10,7 +10,7 @@ import torch
 from torch.func import functional_call
 
 from mtrl.cli import main
-from mtrl.config import AgentConfig, ConfigError, NetworkConfig, ReplayConfig
+from mtrl.config import ConfigError, NetworkConfig, ReplayConfig
 from mtrl.envs import Protocol, make_suite
 from mtrl.gradients import BY_LOOP, FACTORED, PLAIN
 from mtrl.networks import Parameters, Stack
@@ -255,12 +255,6 @@ def test_balanced_sampling_refuses_a_fraction():
     assert ReplayConfig(batch_size=25.6, sampling="uniform").batch_size == 25.6
     with pytest.raises(ConfigError, match=r"batch_size: 25.6"):
         ReplayConfig(batch_size=25.6)
-
-
-@pytest.mark.parametrize("value", [0.0, 1.5])
-def test_a_coefficient_that_is_none_is_refused(value):
-    with pytest.raises(ConfigError, match="ema_coefficient"):
-        AgentConfig(ema_coefficient=value)
 
 
 # --- the burst -----------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def time_optimizers(setting: Setting, rounds: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def time_solver(method: MultiTaskOptimizer, tasks: int, repeats: int = 30) -> float | None:
+def time_solver(method: MultiTaskOptimizer, tasks: int) -> float | None:
     """Median ms from what the method sees to what it gives; None where there is nothing to solve."""
     # few columns and unequal norms: gradients that do conflict, a solver's hard case
     rows = torch.randn(tasks, COLUMNS if isinstance(method, RowMethod) else tasks + 5)
@@ -49,4 +49,4 @@ def time_solver(method: MultiTaskOptimizer, tasks: int, repeats: int = 30) -> fl
     else:
         return None
     solve()
-    return 1e3 * statistics.median(timed(solve) for _ in range(repeats))
+    return 1e3 * statistics.median(timed(solve) for _ in range(30))

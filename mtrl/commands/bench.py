@@ -16,7 +16,7 @@ from rich.table import Table
 
 from mtrl.bench.measure import MOST_SPREAD
 from mtrl.bench.optimizers import time_optimizers
-from mtrl.bench.peak import Peak, find_peak
+from mtrl.bench.peak import find_peak
 from mtrl.bench.settings import SETTINGS
 from mtrl.bench.tune import recommended, time_choices
 from mtrl.bench.updates import DTYPES, update_ratios
@@ -86,15 +86,10 @@ def say(text: str) -> None:
 def machine() -> dict[str, Any]:
     """Where the figures come from."""
     return {
-        "processor": processor(),
+        "processor": of_processor("model name").strip() or platform.machine(),
         "cores": os.cpu_count(), "threads": torch.get_num_threads(), "bf16_is_fast": bf16_is_fast(),
         "load": round(os.getloadavg()[0], 2), "versions": versions(),
     }  # fmt: skip
-
-
-def processor() -> str:
-    """Its name, as far as the system tells."""
-    return of_processor("model name").strip() or platform.machine()
 
 
 def report(rounds: int, quick: bool, kernels: str) -> tuple[dict[str, Any], Table]:
@@ -103,7 +98,10 @@ def report(rounds: int, quick: bool, kernels: str) -> tuple[dict[str, Any], Tabl
     say("matrix products")
     peaks = {precision: find_peak(dtype) for precision, dtype in DTYPES.items()}
     about["peak_gflops"] = {precision: peak.gflops for precision, peak in peaks.items()}
-    about["peak_kernel"] = {precision: describe(peak) for precision, peak in peaks.items()}
+    about["peak_kernel"] = {
+        precision: f"{product.kernel} {'×'.join(map(str, product.shape))}"
+        for precision, (_, product) in peaks.items()
+    }
     ratios = update_ratios(rounds, peaks, kernels=kernels, say=say)
     if not quick:
         ratios |= training_ratios(rounds, torch.get_num_threads(), say=say)
@@ -125,10 +123,6 @@ def report(rounds: int, quick: bool, kernels: str) -> tuple[dict[str, Any], Tabl
         "kernels": kernels,
         "ratios": {key: ratio.to_dict() for key, ratio in ratios.items()},
     }, table
-
-
-def describe(peak: Peak) -> str:
-    return f"{peak.product.kernel} {'×'.join(map(str, peak.product.shape))}"
 
 
 def short(number: float) -> str:

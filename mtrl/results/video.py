@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,19 +20,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from mtrl.config import ConfigError
 from mtrl.evaluate import Predicts, Scores, evaluate, names_of
 
-SUFFIXES = (".mp4", ".gif", ".png")
 FRAMES_PER_SECOND = 16  # about; a whole number of steps lies between two frames
 TILE = 240  # pixels of a tile's side; even, as mp4 wants
 BAR = 36  # pixels of the text below it
 SUCCEEDED, NOT_YET, INK = (24, 110, 60), (45, 45, 50), (255, 255, 255)
-
-
-class Writer(Protocol):
-    """Takes frames in their order."""
-
-    def append(self, frame: Image.Image) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def film(
@@ -60,7 +51,7 @@ def film(
     speed = float(metadata.get("render_fps", 30))
     every = max(1, round(speed / FRAMES_PER_SECOND))
     try:
-        writer = make_writer(temporary, speed / every)
+        writer = WRITERS[path.suffix](temporary, speed / every)
         try:
             scores = evaluate(policy, Filmed(envs, writer, shown, episodes, every, tile), episodes, names)
         finally:
@@ -85,10 +76,10 @@ def require_kind(path: Path) -> None:
     """Raise before anything is simulated when no such file can be made here.
 
     Raises:
-        ConfigError: the suffix is none of :data:`SUFFIXES`, its library is missing, or its folder is.
+        ConfigError: the suffix is none of :data:`WRITERS`, its library is missing, or its folder is.
     """
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"out: {str(path)!r} is not valid; it must end in {', '.join(SUFFIXES)}")
+    if path.suffix not in WRITERS:
+        raise ConfigError(f"out: {str(path)!r} is not valid; it must end in {', '.join(WRITERS)}")
     if path.suffix == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ConfigError(
             "out: an .mp4 needs the extra: pip install 'mtrl-suite[video]'; .gif and .png do without"
@@ -107,7 +98,7 @@ class Filmed(VecEnvWrapper):
     def __init__(
         self,
         envs: VecEnv,
-        writer: Writer,
+        writer: Mp4 | Gif | Png,
         shown: Sequence[tuple[int, str]],
         episodes: int,
         every: int,
@@ -200,12 +191,6 @@ def grid(tiles: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
-def make_writer(path: Path, speed: float) -> Writer:
-    """Of ``speed`` frames per second, by the path's suffix."""
-    kinds: dict[str, type[Mp4 | Gif | Png]] = {".mp4": Mp4, ".gif": Gif, ".png": Png}
-    return kinds[path.suffix](path, speed)
-
-
 class Mp4:
     """A video that any browser plays."""
 
@@ -259,3 +244,7 @@ class Png:
     def close(self) -> None:
         if self.frame is not None:
             self.frame.save(self.path, optimize=True)
+
+
+WRITERS: dict[str, type[Mp4 | Gif | Png]] = {".mp4": Mp4, ".gif": Gif, ".png": Png}
+"""By a file's suffix: made with its path and frames per second, given frames in their order, closed."""

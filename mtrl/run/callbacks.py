@@ -72,10 +72,6 @@ class TrainerCallback(BaseCallback):
         """Every ``every`` steps per task; False stops the training."""
         return True
 
-    def say(self, text: str) -> None:
-        """A line on standard error."""
-        tell(text)
-
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume: plain values, arrays, tensors."""
         return {}
@@ -263,7 +259,7 @@ class EvaluationCallback(TrainerCallback):
         self.record("eval/mean_reward", scores.mean_return)
         if scores.silent:
             if not self.said:
-                self.say(f"{', '.join(scores.silent)} never told success in an episode: no success is shown")
+                tell(f"{', '.join(scores.silent)} never told success in an episode: no success is shown")
             self.said = True
         else:
             self.record("eval/success_rate", scores.mean_success)
@@ -319,7 +315,7 @@ class VideoCallback(TrainerCallback):
                 self.logger, "eval/video", self.shoot(self.trainer, self.steps_per_task), self.steps_per_task
             )
         except ValueError as error:
-            self.say(f"warning: no video at {self.steps_per_task} steps per task: {error}")
+            tell(f"warning: no video at {self.steps_per_task} steps per task: {error}")
         self.trainer.seconds["evaluation"] += time.perf_counter() - start
         self.trainer.keep_time()
         return True

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtrl.files import write_synced
 from mtrl.run.callbacks import TrainerCallback
+from mtrl.run.outputs import tell
 
 VALUE_MARGIN = 3.0
 TEMPERATURE_MARGIN = 10.0
@@ -135,7 +136,7 @@ class GuardCallback(TrainerCallback):
     def _warn(self, text: str) -> None:
         if text not in self.warned:
             self.warned.append(text)
-            self.say(f"warning: {text} at step {self.steps_per_task} per task")
+            tell(f"warning: {text} at step {self.steps_per_task} per task")
 
     def _require(self, good: Tensor, what: str) -> None:
         if not good.all():

@@ -187,7 +187,7 @@ class Session:
     def _restore(self, changes: list[str]) -> None:
         """Go on from the newest complete checkpoint; without any, from the start."""
         run = self.run
-        state = run.checkpoints.load(self.trainer.replay_buffer, warn=self.checkpoint.say)
+        state = run.checkpoints.load(self.trainer.replay_buffer, warn=tell)
         if state is None:
             run.clear()
         else:
@@ -201,7 +201,7 @@ class Session:
                     f"({type(error).__name__}: {one_line(str(error))})"
                 ) from None
             for problem in run.rewind(state["positions"]):
-                self.checkpoint.say(f"warning: {problem}; what was lost is not made again")
+                tell(f"warning: {problem}; what was lost is not made again")
         step = self.trainer.num_timesteps // len(self.protocol.task_names)
         if state is not None:
             report(f"going on from step {step} per task")

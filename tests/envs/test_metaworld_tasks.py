@@ -12,7 +12,7 @@ from metaworld.types import Task
 
 from mtrl.envs import Protocol, SuiteError, make_suite
 from mtrl.envs.simulator import MetaWorldTask
-from mtrl.envs.wrappers import TaskSpec
+from mtrl.envs.wrappers import TaskEnv, TaskSpec
 
 HORIZON = 12
 
@@ -34,7 +34,7 @@ def spec(name):
 @pytest.fixture(scope="module", params=list(ALL_V3_ENVIRONMENTS))
 def task(request):
     """One task three times: ours, ours again, and stock."""
-    ours, fresh = spec(request.param).build(), spec(request.param).build()
+    ours, fresh = TaskEnv(spec(request.param)), TaskEnv(spec(request.param))
     return SimpleNamespace(
         name=request.param, ours=ours, fresh=fresh, stock=ALL_V3_ENVIRONMENTS[request.param]()
     )
