@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtrl.config import ConfigError, nearest
-from mtrl.files import write_synced
 from mtrl.results.baselines import Baseline, read_baseline
 from mtrl.results.compare import (
     MARGIN,
@@ -23,8 +22,7 @@ from mtrl.results.compare import (
 )
 from mtrl.results.papers import csv_text, latex_text
 from mtrl.results.statistics import CONFIDENCE, FEWEST, POWER
-from mtrl.results.tables import interval, make_table, p_value, rate, report_json, require_writable, show
-from mtrl.settings.files import path_of
+from mtrl.results.tables import interval, make_table, p_value, put, rate, report_json, require_writable, show
 from mtrl.settings.parser import Parser
 
 SHOWN = ("final", "last5", "best", "area", "worst3")
@@ -139,13 +137,6 @@ def about(baselines: list[Baseline], protocols: set[str]) -> list[str]:
         if unlike := baseline.unlike(protocols):
             told.append(unlike)
     return told
-
-
-def put(text: str, where: str, key: str) -> None:
-    if where == "-":
-        print(text, end="")
-    else:
-        write_synced(path_of(key, where), text.encode())
 
 
 def draw(args: Any, groups: Groups, baselines: list[Baseline]) -> None:

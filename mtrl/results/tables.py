@@ -50,23 +50,25 @@ def show(table: Table) -> None:
 
 
 def report_json(result: Any, where: str | None) -> bool:
-    """Write a result to the file that ``--json`` names, or print it for ``-``.
+    """Write a result to the file that ``--json`` names, or print it for ``-``; whether that was so."""
+    if where:
+        put(json.dumps(result, indent=1) + "\n", where, "json")
+    return where == "-"
 
-    Returns:
-        whether standard output is taken by it.
+
+def put(text: str, where: str, key: str) -> None:
+    """Write a text to the file that an option names, or print it for ``-``.
 
     Raises:
         ConfigError: the file cannot be written.
     """
-    text = json.dumps(result, indent=1)
     if where == "-":
-        print(text)
-    elif where:
-        try:
-            write_synced(path_of("json", where), (text + "\n").encode())
-        except OSError as error:
-            raise ConfigError(f"json: {where} cannot be written ({error.strerror})") from None
-    return where == "-"
+        print(text, end="")
+        return
+    try:
+        write_synced(path_of(key, where), text.encode())
+    except OSError as error:
+        raise ConfigError(f"{key}: {where} cannot be written ({error.strerror})") from None
 
 
 def require_writable(where: str | None, key: str = "json") -> None:

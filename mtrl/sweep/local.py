@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from mtrl.machine import cores
+from mtrl.run.signals import TAKEN
 from mtrl.sweep.board import Board
 from mtrl.sweep.child import start, verdict
 from mtrl.sweep.grid import Run
 
 TRIES = 3  # of a run that fails without getting further
 PAUSE = 0.1  # seconds between looks at the processes
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 def share(runs: Sequence[Run], jobs: int | None) -> tuple[int, int]:
@@ -43,7 +43,7 @@ class Stop:
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
         """Signals mean this inside."""
-        ours = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        ours = [n for n in TAKEN if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
         before = {number: signal.signal(number, self._handle) for number in ours}
         try:
             yield
