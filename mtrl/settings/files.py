@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +39,23 @@ def shipped() -> dict[str, Path]:
 
 def find_config(name: str) -> Path:
     """A shipped config by name, or a YAML file by path."""
-    names = config_names()
+    return find_file("config", name, config_names())
+
+
+def find_file(kind: str, name: str, names: Mapping[str, Path]) -> Path:
+    """A shipped file of a kind by name, or a YAML file by path.
+
+    Raises:
+        ConfigError: there is neither.
+    """
     if name in names:
         return names[name]
-    path = path_of("config", name)
+    path = path_of(kind, name)
     if path.is_file():
         return path
     hint = nearest(name, names) or f"; there are {', '.join(n for n in names if '/' not in n)}"
     raise ConfigError(
-        f"config: {shown(name)} is neither a file nor a shipped config{hint} (see `mtrl list configs`)"
+        f"{kind}: {shown(name)} is neither a file nor a shipped {kind}{hint} (see `mtrl list {kind}s`)"
     )
 
 

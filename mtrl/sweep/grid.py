@@ -27,7 +27,7 @@ from typing import Any
 
 from mtrl import registry
 from mtrl.config import LONGEST_LABEL, ConfigError, nearest
-from mtrl.settings.files import EXPERIMENTS, find_config, path_of, read_settings, shipped
+from mtrl.settings.files import EXPERIMENTS, find_config, find_file, read_settings, shipped
 from mtrl.settings.keys import WITH_OPTIONS, check_keys, value_of
 from mtrl.settings.train import Request, parse_train
 from mtrl.values import flat_items, nested, shown
@@ -119,16 +119,7 @@ def find_experiment(name: str) -> Path:
     Raises:
         ConfigError: there is neither.
     """
-    names = experiment_names()
-    if name in names:
-        return names[name]
-    path = path_of("experiment", name)
-    if path.is_file():
-        return path
-    raise ConfigError(
-        f"experiment: {shown(name)} is neither a file nor a shipped experiment{nearest(name, names)}; "
-        f"there are {', '.join(names)}"
-    )
+    return find_file("experiment", name, experiment_names())
 
 
 def read_experiment(path: Path) -> Experiment:
