@@ -92,8 +92,10 @@ def fitting(hint: Any, value: Any) -> list[Any]:
         return [float(value)] if abs(value) < MOST or isinstance(value, float) else []
     if hint is int and isinstance(value, float) and value.is_integer():
         return [int(value)]
-    anything = kind is Any or not isinstance(kind, type)
-    return [value] if anything or isinstance(value, kind) else []
+    try:
+        return [value] if isinstance(value, kind) else []
+    except TypeError:  # Any, a type variable, a protocol: it cannot tell
+        return [value]
 
 
 def words(hint: Any) -> str:
