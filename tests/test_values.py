@@ -28,7 +28,8 @@ class Mode(Enum):
         (int | Literal["auto"], "auto", "auto"), (Literal[1, True], True, True), (bool, False, False), (str, "3", "3"),
         (tuple[int, ...], [8, 16], (8, 16)), (list[float], (1, 2), [1.0, 2.0]), (tuple[int, ...], [], ()),
         (list, (1, "a"), [1, "a"]), (tuple, [1], (1,)), (dict, {"a": 1}, {"a": 1}), (dict[str, float], {}, {}),
-        (Any, object, object), (Shape, {"width": 1}, {"width": 1}), (Sequence[int], [1], [1]), (Path, Path("x"), Path("x")), (Mode, Mode.FAST, Mode.FAST),
+        (Any, object, object), (Shape, {"width": 1}, {"width": 1}), (Sequence[int], [1], [1]),
+        (Path, Path("x"), Path("x")), (Mode, Mode.FAST, Mode.FAST),
     ],
 )  # fmt: skip
 def test_a_value_that_fits_is_of_the_type_that_is_declared(hint: Any, value: Any, taken: Any) -> None:
