@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from mtrl.bench.measure import take_turns
 from mtrl.bench.peak import find_peak
 from mtrl.bench.settings import METHODS, Setting, agent_config, make_agent, make_batch
-from mtrl.bench.sizes import counted
+from mtrl.bench.sizes import flops_of
 from mtrl.machine import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -50,6 +50,7 @@ def measure(
         for value in values:
             setting = setting_at(varied, value, around)
             batch, config = make_batch(setting.tasks, setting.rows), agent_config(setting)
+            flops = flops_of(config, setting.tasks, setting.rows)
             for precision in DTYPES:
 
                 def update(method: str, precision: str = precision) -> Callable[[], Any]:
@@ -58,7 +59,7 @@ def measure(
 
                 seconds = take_turns({method: update(method) for method in SHOWN}, updates)
                 ms = {method: 1e3 * statistics.median(times) for method, times in seconds.items()}
-                ms["floor"] = counted(config, setting.tasks, setting.rows)[1] / gflops[precision] / 1e6
+                ms["floor"] = flops / gflops[precision] / 1e6
                 rows += [
                     dict(zip(COLUMNS, (varied, value, precision, *item), strict=True)) for item in ms.items()
                 ]

@@ -44,8 +44,8 @@ def find(name: str, known: Mapping[str, type[T]], base: type[T], what: str, *mor
     given to :func:`trust`: no file runs code by naming a module.
 
     Args:
-        what: it is, for an error.
-        more: forms that a name may have besides.
+        what: the kind of class, for an error.
+        more: further forms of a name, for an error.
 
     Raises:
         ValueError: there is no such name, module or class, or it is no ``base``. One line.

@@ -19,7 +19,7 @@ from tiny_runs import POINT
 from mtrl.bench import measure, tune, updates
 from mtrl.bench.peak import find_peak
 from mtrl.bench.settings import Setting, agent_config
-from mtrl.bench.sizes import counted
+from mtrl.bench.sizes import flops_of
 from mtrl.cli import main
 from mtrl.commands import bench, bench_training
 from mtrl.config import AgentConfig
@@ -144,12 +144,12 @@ def test_flops_are_those_counted_by_hand() -> None:
     actors_loss = 2 * critic + actor + 8  # through two critics to their inputs; weights and an input
     expected = 2 * (forward + critics_loss + actors_loss)
     config = agent_config(Setting(hidden=(1,)))
-    assert counted(config, 1, 1)[1] == expected == 1208
+    assert flops_of(config, 1, 1) == expected == 1208
     # an embedding of 5 instead of the one-hot of 1: in 8 networks, 2 critics' weights, 2 critics' inputs, the actor's
     # weights; and for its own gradient all inputs of 2 critics and the actor
     more = 4 * (8 + 2 + 2 + 1) + 2 * (44 + 4) + (40 + 4)
     config = replace(config, task_input="embedding", embedding_dim=5)
-    assert counted(config, 1, 1)[1] == expected + 2 * more
+    assert flops_of(config, 1, 1) == expected + 2 * more
 
 
 def test_the_optimizers_are_timed(

@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from mtrl.bench.settings import make_agent, make_batch
 from mtrl.config import AgentConfig, TrainConfig
 from mtrl.parameters import Parameters
-from mtrl.sac import MTSAC
 
 
 class Size(NamedTuple):
@@ -30,18 +29,24 @@ class Size(NamedTuple):
 
 def size_of(config: TrainConfig, num_tasks: int) -> Size:
     """At Meta-World's sizes."""
-    agent, flops = counted(config.agent, num_tasks, round(config.replay.batch_size))
+    agent = make_agent(num_tasks, replace(config.agent, kernels="plain"))
     own = sum(p.numel() for part in (agent.actor, agent.critic) for p in part.private.values())
+    flops = flops_of(config.agent, num_tasks, round(config.replay.batch_size))
     return Size(count(agent.actor), count(agent.critic), own, flops)
 
 
-def counted(config: AgentConfig, tasks: int, rows: int) -> tuple[MTSAC, int]:
-    """A unitary agent and its FLOPs per update, as torch's counter finds them in stock torch."""
+def flops_of(config: AgentConfig, tasks: int, rows: int) -> int:
+    """Of one unitary update's matrix products, as torch's counter finds them in stock torch.
+
+    Args:
+        tasks, rows: T, and B rows of each.
+    """
     agent = make_agent(tasks, replace(config, precision="fp32", kernels="plain"))
     batch = make_batch(tasks, rows)
     with FlopCounterMode(display=False) as counter:
         agent.update(batch)
-    return agent, counter.get_total_flops()
+    flops: int = counter.get_total_flops()
+    return flops
 
 
 def count(parameters: Parameters) -> int:

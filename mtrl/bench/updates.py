@@ -19,7 +19,7 @@ from mtrl.bench.settings import (
     make_agent,
     make_batch,
 )
-from mtrl.bench.sizes import counted
+from mtrl.bench.sizes import flops_of
 from mtrl.gradients import BY_LOOP, Path
 from mtrl.machine import bf16_is_fast
 from mtrl.replay import TaskReplay
@@ -91,7 +91,7 @@ def method_ratios(
         # the product is large and empties the caches; before an update comes an update, as in training
         turns = {"floor": peak.product.run, "before": functions["unitary"], "unitary": functions["unitary"]}
         seconds = take_turns(turns, rounds)
-        share = counted(config, setting.tasks, setting.rows)[1] / peak.product.flops
+        share = flops_of(config, setting.tasks, setting.rows) / peak.product.flops
         floor = [share * t for t in seconds["floor"]]
         ratios[f"unitary_{precision}_over_floor_{letter}"] = ratio_of(seconds["unitary"], floor)
     return ratios
