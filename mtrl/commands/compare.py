@@ -26,7 +26,7 @@ from mtrl.results.tables import interval, make_table, p_value, put, rate, report
 from mtrl.settings.parser import Parser
 
 SHOWN = ("final", "last5", "best", "area", "worst3")
-FIGURES = ("figure", "tasks_figure", "conflict_figure")
+FIGURES = ("figure", "tasks_figure", "conflict_figure", "conflict_curves")
 
 
 def main(arguments: list[str]) -> int:
@@ -79,6 +79,9 @@ def parse(arguments: list[str]) -> Any:
     add("--figure", type=str, help="draw mean success to this file (.png, .pdf, .svg)")
     add("--tasks_figure", type=str, help="draw every task's success to this file")
     add("--conflict_figure", type=str, help="draw how tasks' gradients conflict to this file")
+    add(
+        "--conflict_curves", type=str, help="draw how many pairs of tasks conflict over training to this file"
+    )
     add("--against", choices=["steps", "minutes"], default="steps", help="the figure's x axis")
     add("--size", type=str, help="of a figure in inches: 3.3x2.6 for a column")
     args = parser.parse_args(arguments)
@@ -143,7 +146,14 @@ def draw(args: Any, groups: Groups, baselines: list[Baseline]) -> None:
     """What figures were asked for."""
     if not any(getattr(args, key) for key in FIGURES):
         return
-    from mtrl.results.figures import cosine_figure, curves_figure, save_figure, tasks_figure, type_for
+    from mtrl.results.figures import (
+        conflict_curves,
+        cosine_figure,
+        curves_figure,
+        save_figure,
+        tasks_figure,
+        type_for,
+    )
 
     with type_for(args.size):
         if args.figure:
@@ -151,6 +161,8 @@ def draw(args: Any, groups: Groups, baselines: list[Baseline]) -> None:
             save_figure(figure, args.figure, dpi=200)
         if args.tasks_figure:
             save_figure(tasks_figure(groups, args.size), args.tasks_figure, dpi=150)
+        if args.conflict_curves:
+            save_figure(conflict_curves(groups, args.size or (8, 3.4)), args.conflict_curves, dpi=150)
     if args.conflict_figure:
         panels = {
             f"{label}, {network}": cosines

@@ -100,7 +100,7 @@ def runs_in(folder: Path) -> list[Path]:
 
 
 def by_number(path: Path) -> tuple[str, int, str]:
-    """Order of runs: by folder, seed10 behind seed9."""
+    """Order of runs: by folder, seed10 after seed9."""
     digits = path.name.removeprefix("seed")
     return str(path.parent), int(digits) if digits.isdecimal() else -1, path.name
 

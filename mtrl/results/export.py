@@ -6,8 +6,8 @@
     # {"run": 0, "arm": "pcgrad", "seed": 200, "status": "DONE", "protocol": "…", "settings": {…}, …}
     run,steps,minutes,task,success,success_at_end,return
 
-A commented line per run (with ``unseen`` and ``cosines``, where these were measured: of the pairs 0-1, 0-2, … 1-2, …),
-a row per evaluation and task.
+A commented line per run, a row per evaluation and task. The line has ``unseen``, ``cosines`` (of the pairs 0-1, 0-2,
+… 1-2, …) and ``conflict`` (of each evaluation), where these were measured.
 
 ``pandas.read_csv(FILE, comment="#")`` reads the numbers. An empty cell is not known. Numbers of success are exact.
 """
@@ -76,6 +76,8 @@ def write_table(curves: Sequence[Curve]) -> str:
             about["unseen"] = asdict(curve.unseen)
         if curve.cosines:
             about["cosines"] = {name: pairs_of(found) for name, found in curve.cosines.items()}
+        if curve.conflict:
+            about["conflict"] = {name: nullable(shares) for name, shares in curve.conflict.items()}
         print("#", json.dumps(about, ensure_ascii=False, allow_nan=False), file=text)
     lines.writerow(COLUMNS)
     for number, (_, curve) in enumerate(runs):
@@ -177,6 +179,7 @@ def curve_of(about: dict[str, Any], rows: list[tuple[int, dict[str, str]]], path
         seed=about["seed"], settings=about["settings"], acting=about["acting"],
         critic_loss=about["critic_loss"], training_success=read_share(about, "training_success", path), unseen=unseen,
         cosines=read_cosines(about.get("cosines", {}), len(tasks), path),
+        conflict=read_conflict(about.get("conflict", {}), len(steps), path),
     )  # fmt: skip
 
 
@@ -188,25 +191,48 @@ def read_share(about: Mapping[str, Any], key: str, path: Path) -> float | None:
     return value
 
 
+def nullable(numbers: Array) -> list[float | None]:
+    """As JSON has them: None for NaN."""
+    return [None if math.isnan(number) else number for number in numbers.tolist()]
+
+
+def read_numbers(found: Any, low: float, count: int, where: str) -> Array:
+    """What :func:`nullable` wrote: ``count`` numbers from ``low`` to 1."""
+    if not isinstance(found, list) or len(found) != count:
+        raise ConfigError(f"run: {where}: not a list of {count} numbers")
+    return np.array(
+        [math.nan if value is None else real({"it": value}, "it", where, low, 1) for value in found]
+    )
+
+
+def by_network(found: Any, where: str) -> dict[str, Any]:
+    networks = mapping(found, where)
+    if unknown := networks.keys() - NETWORKS:
+        raise ConfigError(f"run: {where}: {min(unknown)!r:.80} is no network")
+    return networks
+
+
+def read_conflict(found: Any, evaluations: int, path: Path) -> dict[str, Array]:
+    where = f"{path}, conflict"
+    return {
+        network: read_numbers(shares, 0, evaluations, where)
+        for network, shares in by_network(found, where).items()
+    }
+
+
 def pairs_of(cosines: Array) -> list[float | None]:
-    """The upper half of a symmetric matrix; None for NaN."""
-    pairs = cosines[np.triu_indices(len(cosines), 1)].tolist()
-    return [None if math.isnan(cosine) else cosine for cosine in pairs]
+    """The upper half of a symmetric matrix."""
+    return nullable(cosines[np.triu_indices(len(cosines), 1)])
 
 
 def read_cosines(found: Any, tasks: int, path: Path) -> dict[str, Array]:
     """The matrices that :func:`pairs_of` took apart; the diagonal is 1."""
     matrices = {}
-    for network, pairs in mapping(found, f"{path}, cosines").items():
-        places = np.triu_indices(tasks, 1)
-        where = f"{path}, cosines, {network}"
-        if network not in NETWORKS or not isinstance(pairs, list) or len(pairs) != len(places[0]):
-            raise ConfigError(f"run: {where}: not one number per pair of {tasks} tasks")
+    where = f"{path}, cosines"
+    places = np.triu_indices(tasks, 1)
+    for network, pairs in by_network(found, where).items():
         matrix = np.eye(tasks)
-        matrix[places] = [
-            math.nan if cosine is None else real({"cosine": cosine}, "cosine", where, -1, 1)
-            for cosine in pairs
-        ]
+        matrix[places] = read_numbers(pairs, -1, len(places[0]), where)
         matrices[network] = np.triu(matrix) + np.triu(matrix, 1).T
     return matrices
 

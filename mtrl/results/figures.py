@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from mtrl.config import ConfigError
+from mtrl.results.reading import NETWORKS
 
 if TYPE_CHECKING:
     from mtrl.results.baselines import Baseline
@@ -153,6 +154,36 @@ def curves_figure(
         axes.legend(loc="upper left")
     else:
         figure.legend(loc="outside lower center", ncols=2 if size[0] >= COLUMN else 1, frameon=False)
+    return figure
+
+
+def conflict_curves(groups: Mapping[str, Sequence[Curve]], size: Size) -> Figure:
+    """The share of pairs of tasks whose gradients point apart, against steps: a panel per network, a line per arm, a
+    band of one SD over the seeds that measured it.
+
+    Raises:
+        ConfigError: an arm has no run that measured it.
+    """
+    figure = new_figure(*size)
+    panels = figure.subplots(1, len(NETWORKS), sharey=True)
+    for network, axes in zip(NETWORKS, panels, strict=True):
+        for number, (label, curves) in enumerate(groups.items()):
+            measured = [curve for curve in curves if network in curve.conflict]
+            if not measured:
+                raise ConfigError(f"conflict_curves: no run of {label} has its conflict over training")
+            shares = [curve.conflict[network] for curve in measured]
+            draw_band(
+                axes, measured, "steps", shares, label=f"{label} ({seeds_of(measured)})", **style(number)
+            )
+        axes.set_title(network)
+        axes.set_xlabel("environment steps per task")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("pairs of tasks in conflict")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(groups), 4)
+    )
     return figure
 
 

@@ -64,6 +64,7 @@ class Curve:
         settings: what makes runs alike or not, by name; see :func:`settings_of`.
         acting: per network, what the method did to the gradient; see :func:`acting_of`.
         cosines: per network, the mean pairwise cosines ``[T, T]`` of the tasks' gradients; see :func:`cosines_of`.
+        conflict: per network ``[n]``, how many pairs of tasks conflict over training; see :func:`conflict_of`.
         critic_loss, training_success: mean over tasks and the second half of the training log; None where it is not
             known.
         unseen: of the policy at the last step, on goals of another seed; None where that was not measured.
@@ -83,6 +84,7 @@ class Curve:
     settings: dict[str, Any] = field(default_factory=dict)
     acting: dict[str, dict[str, float]] = field(default_factory=dict)
     cosines: dict[str, Array] = field(default_factory=dict)
+    conflict: dict[str, Array] = field(default_factory=dict)
     critic_loss: float | None = None
     training_success: float | None = None
     unseen: Unseen | None = None
@@ -122,6 +124,10 @@ class Curve:
             success=np.vstack((self.success[kept], lost)),
             at_end=np.vstack((self.at_end[kept], lost)),
             returns=np.vstack((self.returns[kept], np.full_like(lost, math.nan))),
+            conflict={
+                network: np.append(shares[kept], np.full(len(missing), math.nan))
+                for network, shares in self.conflict.items()
+            },
             unseen=self.unseen if self.last_step in steps else None,
             critic_loss=self.critic_loss if whole else None,
             training_success=self.training_success if whole else None,
@@ -134,6 +140,8 @@ class Curve:
             key: getattr(self, key)[:, places] for key in ("success", "at_end", "returns")
         }
         parts["cosines"] = {name: found[np.ix_(places, places)] for name, found in self.cosines.items()}
+        if len(places) < len(self.task_names):
+            parts["conflict"] = {}  # known over all pairs only
         if self.unseen is not None:
             success = tuple(self.unseen.success[place] for place in places)
             parts["unseen"] = replace(self.unseen, success=success)
@@ -185,7 +193,7 @@ def read_curve(path: str | Path) -> Curve:
             )
         episodes |= {int(real(s, "episodes", where, 1)) for s in scores if s.get("episodes") is not None}
     return Curve(
-        **about(run), task_names=tasks, steps=np.array(steps), minutes=np.array(minutes),
+        **about(run, np.array(steps)), task_names=tasks, steps=np.array(steps), minutes=np.array(minutes),
         success=np.array(columns["success"]), at_end=np.array(columns["success_at_end"]),
         returns=np.round(np.array(columns["return"]), 3),
         episodes=episodes.pop() if len(episodes) == 1 else None, unseen=unseen_of(run, tasks, steps[-1]),
@@ -219,13 +227,13 @@ def failed_curve(path: str | Path, task_names: tuple[str, ...]) -> Curve:
     none = np.zeros((0, len(task_names)))
     run = RunPaths(Path(path).resolve())
     return Curve(
-        **about(run), task_names=task_names, steps=np.zeros(0), minutes=np.zeros(0),
+        **about(run, np.zeros(0)), task_names=task_names, steps=np.zeros(0), minutes=np.zeros(0),
         success=none, at_end=none, returns=none, episodes=None,
     )  # fmt: skip
 
 
-def about(run: RunPaths) -> dict[str, Any]:
-    """What a run's files say beside its evaluations, by the names of :class:`Curve`."""
+def about(run: RunPaths, steps: Array) -> dict[str, Any]:
+    """What a run's other files say, by the names of :class:`Curve`; the evaluations are at ``steps [n]``."""
     meta = mapping(read_json(run.meta), run.meta)
     protocol = mapping(meta.get("protocol"), run.meta)
     if not isinstance(protocol.get("name"), str):
@@ -236,6 +244,7 @@ def about(run: RunPaths) -> dict[str, Any]:
         "path": run.path, "protocol": protocol["name"], "status": run.status,
         "seed": seed_of(run, config), "settings": settings_of(config, meta, protocol),
         "acting": acting_of(run, measured), "cosines": cosines_of(measured),
+        "conflict": conflict_of(measured, steps, str(run.conflicts)),
         "critic_loss": late(run, "train/critic_loss"), "training_success": late(run, "rollout/success_rate"),
     }  # fmt: skip
 
@@ -333,6 +342,27 @@ def cosines_of(measured: list[dict[str, Any]]) -> dict[str, Array]:
                 warnings.simplefilter("ignore", RuntimeWarning)  # a mean of nothing is NaN
                 found[network] = np.asarray(np.nanmean(rows[len(rows) // 2 :], axis=0).round(3))
     return found
+
+
+def conflict_of(measured: list[dict[str, Any]], steps: Array, where: str) -> dict[str, Array]:
+    """Per network ``[n]``, the share of pairs of tasks whose gradients point apart, to four digits.
+
+    Mean over the updates that were measured since the evaluation before; NaN where none was.
+    """
+    found: dict[str, Array] = {}
+    for network in NETWORKS:
+        known = [r for r in measured if r.get("network") == network and finite(r.get("negative_pairs"))]
+        if not known:
+            continue
+        shares = np.array([real(r, "negative_pairs", where, 0, 1) for r in known])
+        interval = np.searchsorted(steps, [real(r, "steps_per_task", where, 0) for r in known])
+        parts = [shares[interval == n] for n in range(len(steps))]
+        found[network] = np.array([round(part.mean(), 4) if len(part) else math.nan for part in parts])
+    return found
+
+
+def finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def late(run: RunPaths, key: str) -> float | None:

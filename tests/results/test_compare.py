@@ -43,7 +43,7 @@ def make_run(tmp_path):
         ]
         (path / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         records = [
-            {"network": network, "cosines": [[1, c], [c, 1]]}
+            {"network": network, "cosines": [[1, c], [c, 1]], "steps_per_task": 1, "negative_pairs": 0.5}
             for network in ("critic", "actor")
             for c in (9, cosine)  # the first half is left out
         ]
@@ -247,11 +247,31 @@ def test_conflicts_are_averaged_over_seeds_and_over_the_second_half_of_each(make
         mean_conflict([read_curve(run) for run in runs])
 
 
+def test_conflict_over_training_is_the_mean_of_what_was_measured_since_the_evaluation_before(
+    make_run, capsys
+):
+    run = make_run("x/seed0", {10: (1, 1), 20: (1, 1), 30: (1, 1)}, cosine=0.1)
+    measured = [(4, "critic", 0.5), (10, "critic", 1), (11, "critic", 0.2), (12, "critic", None), (5, "actor", 0),
+                (31, "critic", 0.9)]  # fmt: skip
+    records = [
+        dict(zip(("steps_per_task", "network", "negative_pairs"), row, strict=True)) for row in measured
+    ]
+    (run / "conflict.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    curve = read_curve(run)
+    np.testing.assert_array_equal(curve.conflict["critic"], [0.75, 0.2, np.nan])
+    np.testing.assert_array_equal(curve.conflict["actor"], [0, np.nan, np.nan])
+    np.testing.assert_array_equal(curve.at(np.array([20.0])).conflict["critic"], [0.2])
+    assert curve.of_tasks(("b",)).conflict == {}
+    (run / "conflict.jsonl").unlink()
+    assert cli.main(["compare", str(run), "--conflict_curves=x.png", "--json=-"]) == 2
+    assert "conflict_curves: no run of x has its conflict over training" in capsys.readouterr().err
+
+
 def test_every_figure_is_drawn_for_two_labels_and_a_bad_format_is_named(make_run, tmp_path, capsys):
     runs = [str(make_run(f"{x}/seed{n}", {1: (0, 1), 2: (1, 1)})) for x in "xy" for n in (0, 1)]
     table = tmp_path / "table.csv"
     assert cli.main(["export", *runs, str(table)]) == 0
-    options = ("figure", "tasks_figure", "conflict_figure")
+    options = ("figure", "tasks_figure", "conflict_figure", "conflict_curves")
     for option, places in ((o, p) for o in options for p in (runs, [str(table)])):
         file = tmp_path / f"{option}.svg"
         assert cli.main(["compare", *places, f"--{option}={file}", "--json=-"]) == 0

@@ -57,6 +57,7 @@ def grid(tmp_path):
             cosines[2, 5] = cosines[5, 2] = np.nan
             record = {
                 "network": "critic", "cosine_to_mean": 0.9, "norm_ratio": 1.0, "negative_pairs": 0.25,
+                "steps_per_task": 50_000,
                 "cosines": [[None if np.isnan(x) else x for x in row] for row in cosines],
             }  # fmt: skip
             same = {**record, "cosine_to_mean": 1.0}
@@ -114,6 +115,10 @@ def test_a_table_holds_every_number_of_the_runs(grid, tmp_path):
             assert getattr(ours, key) == getattr(theirs, key)
         np.testing.assert_array_equal(ours.cosines["critic"], theirs.cosines["critic"])
         assert np.isnan(ours.cosines["critic"]).sum() == 2
+        np.testing.assert_array_equal(ours.conflict["critic"], theirs.conflict["critic"])
+        np.testing.assert_array_equal(
+            ours.conflict["critic"], [np.nan, 0.25, np.nan, np.nan][: len(ours.steps)]
+        )
     assert found["unitary", 0].critic_loss == 1.75
     assert found["unitary", 0].training_success == 0.375
     assert found["unitary", 0].settings["config"] == found["unitary", 1].settings["config"]
@@ -132,8 +137,10 @@ def test_a_table_holds_every_number_of_the_runs(grid, tmp_path):
         ('{"run": 0,', '{"run": 0, "run": 0,', "the key 'run' comes twice"),
         ("reach-v3,", "push-v3,", "task reach-v3 was expected"),
         ("\n0,25000,", "\n99,25000,", "is no row of a run"),
-        ('"cosines": {"critic": [', '"cosines": {"critic": [0.1, ', "not one number per pair of 10 tasks"),
-        ('"cosines": {"critic": [', '"cosines": {"critic": [7, 8], "x": [', "not one number per pair of 10"),
+        ('"cosines": {"critic": [', '"cosines": {"critic": [0.1, ', "cosines: not a list of 45 numbers"),
+        ('"cosines": {"critic": [', '"cosines": {"critic": [7, 8], "x": [', "cosines: 'x' is no network"),
+        ('"conflict": {"critic": [null, 0.25,', '"conflict": {"critic": [null, 25,', "conflict: it is 25"),
+        ('"conflict": {"critic": [null,', '"conflict": {"critic": [', "conflict: not a list of 4 numbers"),
         (",0.1,", ",7,", "success_at_end is 7.0"),
         (",0.1,", ",nonsense,", "'nonsense' is no number"),
         ('"training_success": 0.375', '"training_success": 2', "training_success of grid/"),
