@@ -40,7 +40,7 @@ class RemoteGroup:
     """A `Group` in a worker process of its own, with one thread.
 
     timeout: seconds that an answer may take; then the process is ended.
-    variables: of its environment, beside the caller's.
+    variables: of its environment, on top of the caller's.
 
     Raises `WorkerDiedError` from `receive`, naming the tasks when the process has died, and the one whose turn it
     was when it gave no answer in time.

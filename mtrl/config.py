@@ -94,11 +94,11 @@ class NetworkConfig:
 
     Args:
         hidden: widths of the hidden layers (``mtrl list networks`` says what other networks do with them).
-        activation: the non-linearity behind each hidden layer.
-        blocks: residual blocks behind the hidden layers, of the last one's width: each is linear,
+        activation: the non-linearity after each hidden layer.
+        blocks: residual blocks after the hidden layers, of the last one's width: each is linear,
             activation, linear, and adds what came in. With ``layer_norm`` and one hidden layer this
             is the network of BRO (Nauman et al. 2024, arXiv 2405.16158) and BRC (2505.23150).
-        layer_norm: LayerNorm before each activation (Ba et al. 2016) and behind each linear layer of
+        layer_norm: LayerNorm before each activation (Ba et al. 2016) and after each linear layer of
             a block; what keeps a critic's values bounded at high update-to-data ratios (Ball et al.
             2023, arXiv 2302.02948).
         dropout: probability that a hidden unit is dropped in an update, before LayerNorm as in
@@ -110,7 +110,7 @@ class NetworkConfig:
         decay_on: ``matrices`` spares biases, LayerNorm's parameters and embeddings; ``as_published``
             decays every parameter, as torch's own ``weight_decay`` and the paper do.
         decay: ``coupled`` adds λθ to the gradient (L2; the paper's), ``decoupled`` shrinks the
-            weights beside it (AdamW, Loshchilov & Hutter 2019, arXiv 1711.05101).
+            weights apart from it (AdamW, Loshchilov & Hutter 2019, arXiv 1711.05101).
         max_grad_norm: the combined gradient is scaled down to this 2-norm; None leaves it.
     """
 
@@ -248,7 +248,7 @@ class AgentConfig:
     Args:
         gamma: discount factor.
         tau: the target critic moves by this share of the difference at each update.
-        policy_tau: so does the policy that is evaluated and saved, behind the actor that explores: an
+        policy_tau: so does the policy that is evaluated and saved, towards the actor that explores: an
             average over the last 1/policy_tau updates, which swings less from one evaluation to the
             next (Nikishin et al. 2018, "Improving stability in deep reinforcement learning with weight
             averaging"). 1 is the actor itself. Training is the same either way.
@@ -381,7 +381,7 @@ class TrainConfig:
         threads: of the learner; ``auto`` is the cores this process may use.
         workers: processes that step the environments, 0 is in process, ``auto`` by cores.
         warmup_steps: steps per task of uniformly random actions before the first update.
-        warmup_updates: updates made at once behind them, before the policy's first step: the paper's
+        warmup_updates: updates made at once after them, before the policy's first step: the paper's
             runs have as many as random steps, so that no step goes without an update.
         updates_per_step: updates for each step of all tasks.
         eval_every: steps per task between evaluations; 0 is at the end only.

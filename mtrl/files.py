@@ -48,7 +48,7 @@ def append(path: Path, content: str) -> None:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """The whole content or the old file: written beside, synced, renamed, the rename synced too.
+    """The whole content or the old file: written next to it, synced, renamed, the rename synced too.
 
     Raises:
         OSError: it could not be written; the old file is as it was.

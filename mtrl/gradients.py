@@ -38,7 +38,7 @@ class Gradient(NamedTuple):
         params: the gradient to step along: shared (combined), private (own task's over T).
         losses: ``[T]``, detached.
         weights: ``[T]`` given to the tasks' gradients; NaN where a method acts on coordinates.
-        aux: what the loss returned beside its value, stacked ``[T, ...]``.
+        aux: what the loss returned with its value, stacked ``[T, ...]``.
         finite: ``[T]`` bool, whether the task's loss (and gradient, where computed) is finite.
     """
 
@@ -66,7 +66,7 @@ class TaskGradients(Protocol):
     Attributes:
         private: gradients ``[T, ...]`` of the private parameters; a row is that of its own task.
         losses: ``[T]``.
-        aux: what the loss returned beside its value, stacked ``[T, ...]``.
+        aux: what the loss returned with its value, stacked ``[T, ...]``.
     """
 
     @property

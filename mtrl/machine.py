@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
@@ -103,6 +105,23 @@ def choose_threads(threads: int | Literal["auto"]) -> int:
 def cores() -> int:
     """Those that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def flushed_subnormals() -> Iterator[None]:
+    """Numbers nearer to 0 than 1.2e-38 are 0, on this thread and on those that it starts.
+
+    Without layer norm, a dead unit's moments in Adam become such numbers and stay so, and a processor takes ten times
+    as long for them: a tenth of a step of MT10.
+    """
+    import torch
+
+    before = (torch.full((1,), 1e-40) * 1).item() == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 def keep_freed_memory() -> None:

@@ -85,7 +85,7 @@ def td_target(
 ) -> Tensor:  # fmt: skip
     """``r + γ (1 − terminated) (Q̄(s', a') − α log π(a'|s'))`` ``[B]``, Q̄ being the ensemble's value.
 
-    A time limit is no termination: the value behind it counts (Pardo et al. 2018). A categorical critic's
+    A time limit is no termination: the value beyond it counts (Pardo et al. 2018). A categorical critic's
     target has probabilities ``[B, K]`` instead, every atom being a next value.
 
     Args:

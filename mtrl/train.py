@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from mtrl.config import ConfigError, whole
 from mtrl.conflict import Conflict
 from mtrl.evaluate import listed, names_of
+from mtrl.machine import flushed_subnormals
 from mtrl.replay import TaskReplay
 from mtrl.run.callbacks import LogCallback
 from mtrl.run.checkpoint import with_arrays
@@ -35,7 +36,7 @@ class Trainer:
         logger: where training is recorded every ``log_every`` steps per task, and callbacks record; None is silent.
         batch_size: rows per task in an update; with uniform sampling their mean.
         warmup_steps: vector steps of random actions before the first update.
-        warmup_updates: updates made at once behind them, before the policy acts.
+        warmup_updates: updates made at once after them, before the policy acts.
         updates_per_step: updates for each vector step.
         diagnostics_every: updates between conflict measurements; 0 is never.
 
@@ -100,6 +101,7 @@ class Trainer:
             told = "; ".join(f"{name} {t}, {d}, {a}" for name, (t, d, a) in sizes.items())
             raise ConfigError(f"tasks, numbers per observation and per action differ: {told}")
 
+    @flushed_subnormals()
     def learn(self, total_timesteps: int, callback: Callback | Sequence[Callback] | None = None) -> Trainer:
         """Train until ``total_timesteps`` transitions in all (T per vector step), or a callback says no.
 
@@ -177,7 +179,7 @@ class Trainer:
             for t in np.flatnonzero(dones):
                 next_obs[t] = infos[t]["terminal_observation"]
                 terminated[t] = not infos[t].get("TimeLimit.truncated", False)
-        size = self.agent.policy.obs_dim  # the one-hot behind it is not stored: the first axis is the task
+        size = self.agent.policy.obs_dim  # the one-hot after it is not stored: the first axis is the task
         reward = torch.as_tensor(rewards, dtype=torch.float32)
         self.agent.rewards.observe(reward, torch.as_tensor(dones))
         self.replay_buffer.add(

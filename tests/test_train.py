@@ -486,3 +486,31 @@ def test_the_agent_learns_the_point_suite(seed):
     after = evaluate(agent, evaluation, 50, names)
     assert before.mean_success < 0.3
     assert after.mean_success >= 0.9, {name: scores.success.mean() for name, scores in after.tasks.items()}
+
+
+# --- subnormal numbers ---------------------------------------------------------------------------------------
+
+
+def test_moments_of_a_dead_unit_end_at_0_and_never_as_subnormal_numbers(make_trainer):
+    trainer = make_trainer(agent={"critic": {"layer_norm": False}})
+    critic = trainer.agent.learners["critic"]
+    bias = critic.parameters.shared["nets.0.stack.hidden.0.bias"]
+    moment = critic.moments["exp_avg"].parameters.shared["nets.0.stack.hidden.0.bias"]
+    with torch.no_grad():
+        bias[0] = -1e6  # a ReLU that never fires: its gradient is 0 from here on
+    moment[0] = 2e-38  # normal for five updates more
+    trainer.learn(5 * 40)
+    assert trainer.num_updates == 20
+    assert moment[0] == 0 < moment[1:].count_nonzero()
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_training_leaves_the_treatment_of_subnormal_numbers_as_it_was(make_trainer, flushed):
+    seen = []
+    torch.set_flush_denormal(flushed)
+    try:
+        make_trainer().learn(50, lambda *_: seen.append(float(torch.tensor(1e-40) * 1)))
+        assert set(seen) == {0.0}
+        assert (float(torch.tensor(1e-40) * 1) == 0) == flushed
+    finally:
+        torch.set_flush_denormal(False)

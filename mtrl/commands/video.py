@@ -38,8 +38,8 @@ def main(arguments: list[str]) -> int:
             even = " and even" if key == "tile" else ""
             raise ConfigError(f"{key}: {value} is not valid; it must be from {low} to {high}{even}")
     place = path_of("run", args.run)
-    beside = (place if place.is_dir() else place.parent) / "video.mp4"
-    out = path_of("out", args.out) if args.out else beside
+    neighbour = (place if place.is_dir() else place.parent) / "video.mp4"
+    out = path_of("out", args.out) if args.out else neighbour
     found = find_policy(place, args.checkpoint)
     protocol, seed = protocol_of(found, args.seed)
     scores = shoot(found.policy, protocol, seed, out, args.episodes, args.task, args.tile)

@@ -50,7 +50,7 @@ class Factors(NamedTuple):
     def few(self) -> bool:
         """Whether the inner products of all pairs of rows are fewer numbers than the tasks' gradients.
 
-        Then :meth:`gramian` is quicker where products are cheap beside memory, as in bfloat16; with float32 it is not.
+        Then :meth:`gramian` is quicker where products cost less than memory, as in bfloat16; with float32 it is not.
         """
         tasks, rows, n = self.d.shape
         return self.x.dtype == torch.bfloat16 and 2 * tasks * rows**2 < n * self.x.shape[-1]
@@ -77,7 +77,7 @@ class Factors(NamedTuple):
 
 
 class Tape:
-    """What chains leave behind in a backward pass.
+    """What chains leave for later in a backward pass.
 
     Attributes:
         num_tasks: T; a group's rows are T equal, consecutive parts. To be known before the backward pass.

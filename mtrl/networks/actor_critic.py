@@ -56,7 +56,7 @@ class TaskNetwork(TaskModule):
             self.embedding = nn.Parameter(torch.randn(embedding_dim))
 
     def make(self, inputs: int, outputs: int, config: NetworkConfig, output_gain: float = 1.0) -> Network:
-        """One network ``[B, inputs]`` → ``[B, outputs]``, beside the task's code."""
+        """One network ``[B, inputs]`` → ``[B, outputs]``; the task's code is added to the inputs."""
         inputs += self.code_dim if self.code_in_input else 0
         return make_network(self.architecture, Spec(inputs, outputs, self.code_dim, config, output_gain))
 

@@ -97,7 +97,7 @@ class MultiTaskOptimizer(ABC):
     needs_after_step: ClassVar[bool] = False
     """Wants `after_step` to be called with the losses recomputed on the same batch and noise."""
     saved: ClassVar[tuple[str, ...]] = ()
-    """Names of the attributes (tensors, numbers, None) that change in training, beside the generator."""
+    """Names of the attributes (tensors, numbers, None) that change in training, apart from the generator."""
     fallbacks: int | None = None
     """How often, since the start, a solver had no solution and something else was taken; None: nothing is solved."""
 

@@ -18,7 +18,7 @@ class UPGrad(HostSolver):
     product the result is the mean.
 
     Where we differ: the paper's code divides the Gramian by its trace, adds 1e-4 I and takes the mean below
-    a trace of 1e-4, so that its result can conflict slightly and a small gradient beside a large one is not
+    a trace of 1e-4, so that its result can conflict slightly and a small gradient next to a large one is not
     projected. We normalise every gradient and add 1e-12 at most. Zero gradients conflict with nobody.
     """
 

@@ -14,7 +14,7 @@ from mtrl.results.reading import Curve
 from mtrl.results.statistics import as_json, mean_interval
 from mtrl.settings.files import read_settings
 
-# in a wheel they lie inside the package, in a checkout beside it
+# in a wheel they lie inside the package, in a checkout next to it
 FOLDERS = (Path(__file__).parents[1] / "baselines", Path(__file__).parents[2] / "baselines")
 
 

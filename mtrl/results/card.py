@@ -33,7 +33,7 @@ def model_card(
         evaluation: what ``mtrl evaluate --json`` writes.
         meta: the run's ``meta.json``: command, commit, versions.
         settings: those that differ from the defaults, by their dotted names.
-        picture: a file's name beside the card.
+        picture: a file's name in the card's folder.
     """
     from huggingface_hub import EvalResult, ModelCardData
 

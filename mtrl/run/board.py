@@ -1,4 +1,4 @@
-"""What a run tells TensorBoard beside its scalars, so that runs can be told apart and compared there.
+"""What a run tells TensorBoard apart from its scalars, so that runs can be told apart and compared there.
 
 Written once, before the first step: the text tab says what the run is, HPARAMS gets the columns that a comparison is
 about, and CUSTOM SCALARS has one chart per quantity with a line for each task.
@@ -64,7 +64,7 @@ def differences(settings: str, defaults: str) -> dict[str, Any]:
 
 
 def columns(settings: str, defaults: str, meta: Mapping[str, Any]) -> dict[str, bool | str | float]:
-    """Optimizer, network, seed and protocol; behind them what else differs from the defaults."""
+    """Optimizer, network, seed and protocol; after them what else differs from the defaults."""
     flat = dict(flat_items(yaml.safe_load(settings)))
     first = {
         "optimizer": flat["optimizer.name"],

@@ -1,4 +1,4 @@
-"""What happens beside training: logging, evaluation, checkpoints, the progress bar.
+"""What happens along with training: logging, evaluation, checkpoints, the progress bar.
 
 All are Stable-Baselines3 callbacks of a :class:`mtrl.train.Trainer`.
 """

@@ -8,7 +8,7 @@
         rows-<first>-<end>.safetensors          replay rows [first, end), counted since the start
 
 A checkpoint is complete when its manifest is there and every file in it has its checksum. Files are
-written beside their place, synced and renamed. Replay rows are written once: a checkpoint adds only
+written next to their place, synced and renamed. Replay rows are written once: a checkpoint adds only
 those that are new since the last. The two newest checkpoints are kept.
 
 Every file is safetensors or JSON: loading executes no code. Sizes are compared before anything is read.
@@ -38,7 +38,7 @@ from mtrl.replay import TaskReplay, free_memory
 FORMAT = "mtrl-checkpoint-1"
 KEPT = 2
 MOST_SEGMENTS = 64  # then the rows are written anew, so that files do not pile up
-SEGMENT_BYTES = 2**26  # of one file of rows: what writing and loading need in memory beside the replay
+SEGMENT_BYTES = 2**26  # of one file of rows: what writing and loading need in memory on top of the replay
 MANIFEST_BYTES = 2**22
 # of these names files are written, and no other is ever deleted
 OURS = re.compile(r"(manifest-\d+\.json|(state|rows)-\d+-\w+\.safetensors)(\.tmp)?")
@@ -248,7 +248,7 @@ def file_checksum(path: Path) -> str:
 
 
 def pack(state: Any) -> bytes:
-    """A state as one safetensors file: its tensors, and the tree that holds them as JSON beside.
+    """A state as one safetensors file: its tensors, and as JSON the tree that holds them.
 
     Args:
         state: tensors, arrays, numbers, strings, None, and lists and dicts of them. Arrays come back

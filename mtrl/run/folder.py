@@ -372,7 +372,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with ``-dirty`` behind it; None for an installed wheel."""
+    """The commit of the source tree, with ``-dirty`` after it; None for an installed wheel."""
     source = Path(__file__).parents[2]
     if not (source / ".git").exists():
         return None

@@ -167,7 +167,7 @@ class Session:
         return True
 
     def save(self) -> None:
-        """A checkpoint of everything, and behind it the policy as it is now."""
+        """A checkpoint of everything, and after it the policy as it is now."""
         self.guard.check_now()
         for output in self.trainer.logger.output_formats:
             if isinstance(output, TensorBoardOutputFormat) and output.writer is not None:

@@ -16,7 +16,7 @@ import yaml
 from mtrl.config import ConfigError, nearest
 from mtrl.values import one_line, shown
 
-# in a wheel the configs lie inside the package, in a checkout beside it
+# in a wheel the configs lie inside the package, in a checkout next to it
 CONFIG_FOLDERS = tuple(above / "configs" for above in Path(__file__).parents[1:3])
 MOST_BYTES, MOST_VALUES, MOST_DEPTH = 2**20, 10_000, 20  # of a config file
 MOST_DIGITS = 40  # of a number

@@ -39,7 +39,7 @@ def load_config(path: Path) -> dict[str, Any]:
 
 
 def with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """A config's settings above those of its ``base`` (a shipped config, or a file beside it).
+    """A config's settings above those of its ``base`` (a shipped config, or a file next to it).
 
     A base's ``label`` and ``run_dir`` are its own runs'; naming another optimizer drops the base's options.
     """
@@ -53,8 +53,8 @@ def with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         return own
     if not isinstance(name, str):
         raise ConfigError(f"base: {shown(name)} in {path} is not the name of a config")
-    beside = path.parent / name
-    base = with_base(beside if beside.is_file() else find_config(name), (*above, path))
+    neighbour = path.parent / name
+    base = with_base(neighbour if neighbour.is_file() else find_config(name), (*above, path))
     for key in ("label", "run_dir"):
         base.pop(key, None)
     return laid_over(base, own)

@@ -52,7 +52,7 @@ def end_with(parent: int) -> None:
 
 
 def start(arguments: Sequence[str], log: Path, nice: int = 0) -> subprocess.Popen[bytes]:
-    """Start ``mtrl train`` in a session of its own (a terminal's Ctrl-C is not for it), its output behind ``log``.
+    """Start ``mtrl train`` in a session of its own (a terminal's Ctrl-C is not for it), its output added to ``log``.
 
     Raises:
         OSError: the log cannot be written, or no process can be started.

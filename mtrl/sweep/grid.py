@@ -2,7 +2,7 @@
 
 ::
 
-    base: point                     # a config, by name or as a file beside this one
+    base: point                     # a config, by name or as a file next to this one
     label: methods                  # the experiment's name in the run folders; else the file's
     common: {total_steps_per_task: 3500}
     arms:
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """What its processes print: beside the folder, under a name that ``seed*`` does not match."""
+        """What its processes print: next to the folder, under a name that ``seed*`` does not match."""
         return self.folder.with_name(f"log_{self.folder.name}.txt")
 
     @property
@@ -141,9 +141,9 @@ def read_experiment(path: Path) -> Experiment:
     base = content["base"]
     if not isinstance(base, str):
         raise ConfigError(f"{where}: base: {shown(base)} is not the name of a config")
-    beside = path.parent / base
-    if beside.is_file():
-        base = os.path.abspath(beside)
+    neighbour = path.parent / base
+    if neighbour.is_file():
+        base = os.path.abspath(neighbour)
     else:
         find_config(base)
     if not isinstance(content["arms"], dict) or not content["arms"]:

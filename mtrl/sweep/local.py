@@ -82,7 +82,7 @@ class Tries:
 def run_all(runs: Sequence[Run], jobs: int, cores_each: int, nice: int, board: Board) -> None:
     """Run what is not done or diverged, ``jobs`` at a time, in order; the board has what became of each.
 
-    A run that was interrupted by others goes on; one that fails is tried again behind the others, up to
+    A run that was interrupted by others goes on; one that fails is tried again after the others, up to
     ``TRIES`` times without getting further; one that is refused, or that another process trains, is left.
     """
     waiting = deque(run for run in runs if board.states[run.folder][0] not in ("done", "diverged"))

@@ -1,4 +1,4 @@
-"""The runs of a sweep on a Ray cluster: one task per run, each a ``mtrl train`` process beside its worker.
+"""The runs of a sweep on a Ray cluster: one task per run, each a ``mtrl train`` process next to its worker.
 
 A run resumes by itself, so a task that is lost with its worker or node is simply started again, elsewhere. Its folder
 must lie on storage that all nodes see under the same path.
@@ -180,7 +180,7 @@ def require_room(runs: Sequence[Run]) -> None:
 
 @contextlib.contextmanager
 def shared_marker(folder: Path) -> Iterator[Path]:
-    """A file in the experiment's folder that every node has been seen to read and to write beside.
+    """A file in the experiment's folder that every node has been seen to read and to write next to.
 
     Nodes that join later look for it before they train.
 
@@ -224,7 +224,7 @@ def shared_marker(folder: Path) -> Iterator[Path]:
 
 
 def look(marker: Path, node: str) -> str:
-    """On a node: what it reads in the marker, which it also writes into a file beside it."""
+    """On a node: what it reads in the marker, which it also writes into a file next to it."""
     word = marker.read_text()
     marker.with_name(f"{marker.name}-{node}").write_text(word)
     return word
