@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 from test_checkpoint import DAMAGE, rewrite
-from tiny_runs import POINT, at_step, train
+from tiny_runs import POINT, train, train_until
 
 from mtrl import cli
 from mtrl.envs.point import PointEnv
@@ -35,9 +34,7 @@ def finished(tmp_path_factory):
 def unfinished(tmp_path_factory):
     """A run with one checkpoint, in the middle of training."""
     folder = tmp_path_factory.mktemp("runs") / "unfinished"
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, 50, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(folder) == 4
+    train_until(50, folder)
     (folder / "checkpoint" / "manifest-0.json").unlink()
     return folder
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
 import torch
-from tiny_runs import at_step, status, train
+from tiny_runs import status, train, train_until
 
 from mtrl.config import ActorConfig, AgentConfig, CriticConfig
 from mtrl.replay import Batch, TaskReplay
@@ -59,11 +56,9 @@ def test_a_unitary_update_waits_for_nothing(reward_scale, precision):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_run_on_the_gpu_goes_on_after_a_stop(tmp_path, monkeypatch):
+def test_a_run_on_the_gpu_goes_on_after_a_stop(tmp_path):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        at_step(patch, 80, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(run, "--device=cuda") == 4
+    train_until(80, run, "--device=cuda")
     assert train(run, "--device=cuda") == 0
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mtrl import cli
@@ -49,6 +52,18 @@ def at_step(monkeypatch: Any, step: int, act: Callable[[Trainer], None]) -> None
             act(self)
 
     monkeypatch.setattr(Trainer, "_remember", wrapped)
+
+
+def send(number: int) -> Callable[[Trainer], None]:
+    """Sends this process a signal."""
+    return lambda trainer: os.kill(os.getpid(), number)
+
+
+def train_until(step: int, folder: Path, *more: str, base: list[str] = POINT) -> None:
+    """Train until a SIGTERM stops it, in the middle of the step that follows ``step`` steps per task."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, step, send(signal.SIGTERM))
+        assert train(folder, *more, base=base) == 4
 
 
 def status(folder: Path) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import at_step, scalars, train, written
+from tiny_runs import at_step, scalars, train, train_until, written
 
 from mtrl import cli
 from mtrl.config import ConfigError
@@ -106,9 +105,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch, undi
         return now[0]
 
     monkeypatch.setattr(time, "time", backwards)
-    with monkeypatch.context() as patch:
-        at_step(patch, 70, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(run, "--checkpoint_every=1e-9") == 4
+    train_until(70, run, "--checkpoint_every=1e-9")
     assert train(run, "--checkpoint_every=1e-9") == 0
     assert written(run) == undisturbed
 
@@ -122,8 +119,7 @@ def test_tensorboards_files_may_be_deleted_under_a_run(tmp_path, monkeypatch, un
 
     with monkeypatch.context() as patch:
         at_step(patch, 50, delete)
-        at_step(patch, 70, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(run) == 4
+        train_until(70, run)
     assert train(run) == 0
     result = written(run)
     del result["scalars"]

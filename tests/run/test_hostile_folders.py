@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import POINT, at_step, status, train, written
+from tiny_runs import POINT, at_step, status, train, train_until, written
 
 from mtrl import cli
 from mtrl.envs.point import PointEnv
@@ -21,12 +20,10 @@ from mtrl.run.folder import RunFolder
 
 
 @pytest.fixture
-def stopped(tmp_path, monkeypatch) -> Path:
+def stopped(tmp_path) -> Path:
     """A run that was stopped in its middle."""
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        at_step(patch, 50, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
-        assert train(run) == 4
+    train_until(50, run)
     return run
 
 

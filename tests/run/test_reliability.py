@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_runs import POINT, at_step, status, train, written
+from tiny_runs import POINT, at_step, send, status, train, train_until, written
 
 from mtrl import cli
 from mtrl.commands import train as train_command
@@ -48,17 +48,6 @@ sys.exit(cli.main(["train", *sys.argv[1:]]))
 """
 
 
-def send(number: int):
-    return lambda trainer: os.kill(os.getpid(), number)
-
-
-def stop_at(monkeypatch, step, run):
-    """Train until the middle of a step."""
-    with monkeypatch.context() as patch:
-        at_step(patch, step, send(signal.SIGTERM))
-        assert train(run) == 4
-
-
 def kill_worker(trainer):
     os.kill(trainer.envs._groups[0].pid, signal.SIGKILL)
 
@@ -66,11 +55,10 @@ def kill_worker(trainer):
 @pytest.mark.parametrize(
     "optimizer", ["unitary", "pcgrad", "cagrad", "famo", "gradvac", "uncertainty", "nash_mtl"]
 )
-def test_n_steps_resume_n_steps_equal_2n_steps_mid_episode(tmp_path, monkeypatch, optimizer):
+def test_n_steps_resume_n_steps_equal_2n_steps_mid_episode(tmp_path, optimizer):
     option = f"--optimizer.name={optimizer}"
     assert train(tmp_path / "whole", option) == 0
-    at_step(monkeypatch, 71, send(signal.SIGTERM))
-    assert train(tmp_path / "halves", option) == 4
+    train_until(71, tmp_path / "halves", option)
     assert train(tmp_path / "halves", option) == 0
     assert written(tmp_path / "halves") == written(tmp_path / "whole")
 
@@ -88,14 +76,12 @@ def test_resume_is_exact_with_every_other_state_there_is(tmp_path, monkeypatch):
     assert written(tmp_path / "halves") == written(tmp_path / "whole")
 
 
-def test_resume_of_meta_world_is_exact_mid_episode_in_process_and_in_subprocesses(tmp_path, monkeypatch):
+def test_resume_of_meta_world_is_exact_mid_episode_in_process_and_in_subprocesses(tmp_path):
     assert train(tmp_path / "whole", "--workers=0", base=METAWORLD) == 0
     expected = written(tmp_path / "whole")
     for workers in ("--workers=0", "--workers=1"):
         folder = tmp_path / workers
-        with monkeypatch.context() as patch:
-            at_step(patch, 67, send(signal.SIGTERM))
-            assert train(folder, workers, base=METAWORLD) == 4
+        train_until(67, folder, workers, base=METAWORLD)
         assert train(folder, workers, base=METAWORLD) == 0
         assert written(folder) == expected
 
@@ -105,13 +91,14 @@ def test_a_policys_bytes_do_not_depend_on_the_checkpoint_interval_or_the_place(t
     assert written(tmp_path / "often") == undisturbed
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGUSR2"])
 def test_an_interrupted_run_is_marked_has_a_policy_and_goes_on_by_resume(
-    tmp_path, monkeypatch, capfd, undisturbed
+    tmp_path, monkeypatch, capfd, undisturbed, name
 ):
     run = tmp_path / "run"
-    at_step(monkeypatch, 50, send(signal.SIGINT))
+    at_step(monkeypatch, 50, send(getattr(signal, name)))
     assert train(run) == 4
-    assert status(run).startswith("INTERRUPTED by SIGINT at 51 steps per task")
+    assert status(run).startswith(f"INTERRUPTED by {name} at 51 steps per task")
     assert (run / "policy.safetensors").is_file()
     assert "stopping after this step" in capfd.readouterr().err
     assert cli.main(["train", f"--resume={run}"]) == 0
@@ -235,11 +222,9 @@ def test_the_log_ends_with_the_last_evaluation(undisturbed):
     assert undisturbed["rows"][-1]["eval/success_rate"] != ""
 
 
-def test_changed_settings_are_named_and_refused_unless_allowed_and_then_recorded(
-    tmp_path, monkeypatch, capfd
-):
+def test_changed_settings_are_named_and_refused_unless_allowed_and_then_recorded(tmp_path, capfd):
     run = tmp_path / "run"
-    stop_at(monkeypatch, 50, run)
+    train_until(50, run)
     capfd.readouterr()
     assert train(run, "--agent.tau=0.5") == 2
     assert "agent.tau: 0.005 -> 0.5" in capfd.readouterr().err
@@ -279,10 +264,10 @@ def test_a_setting_that_came_later_is_no_change_at_its_default_and_one_anywhere_
 
 
 def test_a_change_that_no_checkpoint_fits_is_refused_and_the_run_stays_as_it_was(
-    tmp_path, monkeypatch, capfd, undisturbed
+    tmp_path, capfd, undisturbed
 ):
     run = tmp_path / "run"
-    stop_at(monkeypatch, 50, run)
+    train_until(50, run)
     assert train(run, "--agent.critic.hidden=[9]", "--allow_changes") == 2
     assert "the checkpoint does not fit this run" in capfd.readouterr().err
     assert status(run).startswith("INTERRUPTED")
@@ -324,9 +309,9 @@ def test_of_two_commands_that_start_together_the_slower_is_refused_and_disturbs_
     assert written(run) == undisturbed
 
 
-def test_a_run_whose_checkpoint_was_lost_keeps_its_results(tmp_path, monkeypatch, capfd):
+def test_a_run_whose_checkpoint_was_lost_keeps_its_results(tmp_path, capfd):
     run = tmp_path / "run"
-    stop_at(monkeypatch, 70, run)
+    train_until(70, run)
     shutil.rmtree(run / "checkpoint")
     before = {path: path.read_bytes() for path in run.iterdir() if path.name != "meta.json"}
     capfd.readouterr()
@@ -390,7 +375,7 @@ def test_ctrl_c_that_also_ends_what_reads_the_output_saves_and_marks_the_run(
 
 def test_the_policy_of_a_run_that_failed_is_its_newest_checkpoints(tmp_path, monkeypatch, capfd):
     run = tmp_path / "run"
-    stop_at(monkeypatch, 50, run)
+    train_until(50, run)
 
     def fail(trainer):
         raise OSError("no more")
@@ -408,7 +393,7 @@ def test_a_stop_behind_an_evaluation_loses_none_of_its_time(tmp_path, monkeypatc
         return evaluate(*arguments)
 
     monkeypatch.setattr("mtrl.run.callbacks.evaluate", slowly)
-    stop_at(monkeypatch, 59, tmp_path / "run")
+    train_until(59, tmp_path / "run")
     assert train(tmp_path / "run") == 0
     with (tmp_path / "run" / "progress.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["time/fps"]]
@@ -421,7 +406,7 @@ def test_a_checkpoint_that_the_system_does_not_let_be_read_is_not_called_unfit(
     tmp_path, monkeypatch, capfd, undisturbed
 ):
     run = tmp_path / "run"
-    stop_at(monkeypatch, 50, run)
+    train_until(50, run)
 
     def fail(self, state):
         raise OSError("no more processes")
@@ -481,15 +466,6 @@ def test_what_auto_became_is_written_down_and_a_resume_goes_on_with_it(tmp_path,
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert train(run, *auto) == 0
     assert yaml.safe_load((run / "config.yaml").read_text()) == before
-
-
-def test_sigusr2_leaves_a_checkpoint_as_sigusr1_does(tmp_path, monkeypatch, undisturbed):
-    run = tmp_path / "run"
-    at_step(monkeypatch, 50, send(signal.SIGUSR2))
-    assert train(run) == 4
-    assert status(run).startswith("INTERRUPTED by SIGUSR2 at 51 steps per task")
-    assert train(run) == 0
-    assert written(run) == undisturbed
 
 
 def test_a_second_sigterm_ends_a_run_at_once_and_it_goes_on_from_its_newest_checkpoint(
@@ -575,7 +551,7 @@ def test_a_finished_run_says_what_it_would_ignore_and_trains_on_to_more_steps_wh
 
 def test_a_run_started_on_the_processor_goes_on_there_where_a_gpu_is_seen(tmp_path, monkeypatch, undisturbed):
     run = tmp_path / "run"
-    stop_at(monkeypatch, 50, run)
+    train_until(50, run)
     assert yaml.safe_load((run / "config.yaml").read_text())["device"] == "cpu"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_rng_state_all", list)

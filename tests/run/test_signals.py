@@ -12,7 +12,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
-from tiny_runs import at_step, status, train, written
+from tiny_runs import status, train, train_until, written
 
 from mtrl.commands import train as train_command
 from mtrl.envs.vec import SuiteVecEnv
@@ -65,9 +65,7 @@ def make_before(request, tmp_path) -> Callable[[Path], None]:
 
     killed = tmp_path / "killed"
     if request.param == "a run that was killed":
-        with pytest.MonkeyPatch.context() as patch:
-            at_step(patch, 50, lambda trainer: os.kill(os.getpid(), signal.SIGTERM))
-            assert train(killed) == 4
+        train_until(50, killed)
         (killed / "STATUS").write_text("RUNNING\n")
         assert read_status(killed).startswith("KILLED")
     return make
