@@ -56,6 +56,12 @@ def main(arguments: list[str]) -> int:
         print(f"mtrl: warning: {line}", file=sys.stderr)
     bench = path_of("bench", args.bench) if args.bench else BENCH
     planned = planned_seeds(arms)
+    for arm in arms.keys() & planned.keys():
+        if others := sorted({str(curve.seed) for curve in arms[arm]} - {str(seed) for seed in planned[arm]}):
+            print(
+                f"mtrl: warning: {arm} was not planned with seed {', '.join(others)}: left out",
+                file=sys.stderr,
+            )
     verdicts = [judge(claim, arms, bench, planned) for claim in read_claims(args.names)]
     if args.write:
         write_synced(PAGE, as_markdown(verdicts).encode())

@@ -33,7 +33,8 @@ from mtrl.results.tables import p_value
 from mtrl.settings.files import CLAIMS, read_settings, shipped
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE, NO_DATA = "supported", "contradicted", "inconclusive", "no data"
-TESTS = ("not_better", "better", "differs", "above", "fails", "cost")
+PAIRED = ("not_better", "better", "equal", "differs")  # tests against a reference
+TESTS = (*PAIRED, "above", "fails", "cost")
 LOSS = "log_critic_loss"
 ROOT = Path(__file__).parents[2]
 TABLES, BENCH = ROOT / "docs/results/evidence", ROOT / "docs/results/speed/bench.json"
@@ -46,6 +47,7 @@ class Claim:
     Attributes:
         arms, reference: ``experiment/arm``, as run folders and tables have them.
         metric: of :data:`mtrl.results.compare.STATISTICS`, or ``log_critic_loss``; several: the sentence is of each.
+        fixed: when the test was, and whether before its data.
         control: two arms whose difference has to be seen (``better``, ``worse``) in a ``metric`` (area, unless it is
             said), or a ``ratio`` of the bench.
         value: what ``above`` and ``fails`` compare runs with.
@@ -57,6 +59,7 @@ class Claim:
     source: str
     test: str
     decision: str
+    fixed: str
     control: dict[str, str]
     commands: list[str]
     arms: list[str] = field(default_factory=list)
@@ -116,7 +119,7 @@ def read_claim(path: Path) -> Claim:
     except TypeError as error:
         raise ConfigError(f"claims: {path}: {error}") from None
     known = claim.test in TESTS and set(claim.metrics) <= {*STATISTICS, LOSS}
-    if not known or (claim.test in TESTS[:3]) != (claim.reference is not None):
+    if not known or (claim.test in PAIRED) != (claim.reference is not None):
         raise ConfigError(
             f"claims: {path}: no test {claim.test!r} of {claim.metric!r}, or no reference for it"
         )
@@ -154,10 +157,15 @@ def judge(
     """What runs, or the bench's figures, say of a claim.
 
     Args:
-        planned: seeds by arm, fixed before the runs: with any of them to go, no number of the arm is computed.
+        planned: seeds by arm, fixed before the runs: with any of them to go, no number of the arm is computed, and no
+            other seed counts.
     """
     if claim.test == "cost":
         return judge_cost(claim, bench)
+    arms = {
+        arm: [curve for curve in curves if arm not in planned or curve.seed in planned[arm]]
+        for arm, curves in arms.items()
+    }
     lacks = {arm: to_go(claim, curves, planned.get(arm, ())) for arm, curves in arms.items()}
     own = complete(claim, {arm: curves for arm, curves in arms.items() if not lacks[arm]})
     findings = {arm: Finding(NO_DATA, lacks.get(arm) or "no run") for arm in claim.arms}
@@ -177,6 +185,8 @@ def judge(
     verdicts = [finding.verdict for finding in findings.values()]
     if all(verdict == NO_DATA for verdict in verdicts):
         return Verdict(claim, NO_DATA, "no arm has all its runs", control, findings)
+    if control.verdict == NO_DATA:
+        return Verdict(claim, NO_DATA, f"the positive control has {control.numbers}", control, findings)
     if control.verdict != SUPPORTED:
         why = f"the positive control is not detected ({control.numbers})"
         return Verdict(claim, INCONCLUSIVE, why, control, findings)
@@ -192,7 +202,7 @@ def overall(claim: Claim, verdicts: Sequence[str]) -> tuple[str, str]:
         return SUPPORTED, "an arm"
     if len(claim.metrics) > 1 and CONTRADICTED in verdicts:
         return CONTRADICTED, "a metric"
-    if claim.test == "not_better" and CONTRADICTED in verdicts:
+    if claim.test in ("not_better", "equal") and CONTRADICTED in verdicts:
         return CONTRADICTED, "an arm"
     if all(verdict == CONTRADICTED for verdict in verdicts):
         return CONTRADICTED, "every arm"
@@ -204,10 +214,13 @@ def overall(claim: Claim, verdicts: Sequence[str]) -> tuple[str, str]:
 
 
 def to_go(claim: Claim, curves: Sequence[Curve], planned: Sequence[int]) -> str:
-    """What an arm's runs lack; nothing where all that were begun or planned have ended."""
+    """What an arm's runs lack; nothing where all that were begun or planned have ended, by themselves or diverged.
+
+    A run that is marked FAILED (a full disk, a killed worker) says nothing of its method: it can go on.
+    """
     ended = [
         curve for curve in curves
-        if curve.failed or (curve.status.startswith("DONE") and curve.last_step >= claim.steps_per_task)
+        if curve.diverged or (curve.status.startswith("DONE") and curve.last_step >= claim.steps_per_task)
     ]  # fmt: skip
     total = len(curves) + len(set(planned) - {curve.seed for curve in curves})
     return f"{len(ended)} of {total} runs have ended" if len(ended) < total else ""
@@ -217,7 +230,8 @@ def complete(claim: Claim, arms: Arms) -> dict[str, list[Curve]]:
     """The claim's arms, whose runs have all ended, at the evaluations up to the claim's steps.
 
     Raises:
-        ConfigError: what cannot be compared: other tasks, another protocol, or evaluations at other steps.
+        ConfigError: what cannot be compared: other tasks, another protocol, evaluations at other steps, or settings
+            that differ within an arm.
     """
     judged = [arm for arm in (*claim.arms, claim.reference or "") if arm in arms]
     own = {name: arms[name] for name in (*judged, *claim.control.values()) if name in arms}
@@ -229,6 +243,11 @@ def complete(claim: Claim, arms: Arms) -> dict[str, list[Curve]]:
         steps: list[float] = curve.steps[curve.steps <= claim.steps_per_task].tolist()
         return steps
 
+    for name, curves in own.items():
+        if len({curve.settings.get("config") for curve in curves} - {None}) > 1:
+            raise ConfigError(
+                f"claims: {claim.name}: the runs of {name} have different settings, not only seeds"
+            )
     first = next(curve for _, curve in there if not curve.failed)
     for name, curve in there:
         alike = {
@@ -263,7 +282,7 @@ def unfit(found: Difference, metric: str) -> str | None:
     if not found.testable:
         return "no difference between seeds to test with, or a score that is not known"
     if metric != LOSS and found.level:
-        return "both arms are nearer than .05 to 0, or to 1, where everything is equivalent"
+        return "both arms are nearer than 0.05 to 0, or to 1, where everything is equivalent"
     return None
 
 
@@ -271,12 +290,15 @@ def judge_arms(claim: Claim, metric: str, arms: Arms, reference: Sequence[Curve]
     differences = {
         arm: difference(curves, reference, partial(score, metric=metric)) for arm, curves in arms.items()
     }
-    above = dict(zip(arms, holm([d.p_above() for d in differences.values()]), strict=True))
-    two_sided = [
-        None if d.p_above() is None else min(1.0, 2 * min(d.p_above() or 0.0, d.p_below() or 0.0))
-        for d in differences.values()
-    ]
-    apart = dict(zip(arms, holm(two_sided), strict=True))
+    found_by = list(differences.values())
+    above, apart, far = (
+        dict(zip(arms, holm(values, len(claim.arms)), strict=True))
+        for values in (
+            [d.p_above() for d in found_by],
+            [d.p_apart() for d in found_by],
+            [d.p_apart(claim.margin) for d in found_by],
+        )
+    )
     minutes = {arm: float(np.mean([c.minutes[-1] for c in curves])) for arm, curves in arms.items()}
     found = {}
     for arm, d in differences.items():
@@ -285,17 +307,21 @@ def judge_arms(claim: Claim, metric: str, arms: Arms, reference: Sequence[Curve]
             continue
         values = {
             "better": d.p_above(), "better (Holm)": above[arm], "not better": d.p_below(claim.margin),
-            "different (Holm)": apart[arm], "equivalent": d.p_equivalent(claim.margin),
+            "different (Holm)": apart[arm], "different by more than the margin (Holm)": far[arm],
+            "equivalent": d.p_equivalent(claim.margin),
         }  # fmt: skip
         yes, no = {
             "not_better": ("not better", "better (Holm)"), "better": ("better", "not better"),
-            "differs": ("different (Holm)", "equivalent"),
+            "equal": ("equivalent", "different (Holm)"),
+            "differs": ("different by more than the margin (Holm)", "equivalent"),
         }[claim.test]  # fmt: skip
         shown = [values[key] for key in (yes, no)]
         small = [value is not None and value < ALPHA for value in shown]
+        if claim.test == "equal":  # "not significantly" is part of the sentence
+            small[0] = small[0] and not small[1]
         verdict = SUPPORTED if small[0] else CONTRADICTED if small[1] else INCONCLUSIVE
         tests = ", ".join(f"p {key} {p_value(value)}" for key, value in zip((yes, no), shown, strict=True))
-        power = power_equivalence if claim.test == "differs" else power_non_superiority
+        power = power_equivalence if claim.test in ("equal", "differs") else power_non_superiority
         got = power(d.runs, d.sd, claim.margin, d.paired)
         ends = d.interval if metric != LOSS else None
         between = f" [{ends[0]:+.3f}, {ends[1]:+.3f}]" if ends else ""
@@ -307,14 +333,14 @@ def judge_arms(claim: Claim, metric: str, arms: Arms, reference: Sequence[Curve]
 
 
 def settled_by(power: Any, found: Difference, margin: float, minutes: float) -> str:
-    """How many seeds give power .8 if the arms are truly equal, and what they cost on one core."""
+    """How many seeds give power 0.8 if the arms are truly equal, and what they cost on one core."""
     seeds = seeds_needed(power, found.sd, margin, found.paired)
     if seeds is None:
         return "more than 1000 seeds per arm"
     if seeds <= found.runs:
         return f"the power is there at {seeds} seeds: the difference lies near the margin"
     hours = 2 * (seeds - found.runs) * minutes / 60
-    return f"{seeds} seeds per arm for power .8, {hours:.0f} core-hours more"
+    return f"{seeds} seeds per arm for power 0.8, {hours:.0f} core-hours more"
 
 
 def judge_sign(claim: Claim, curves: Sequence[Curve]) -> Finding:
@@ -325,7 +351,7 @@ def judge_sign(claim: Claim, curves: Sequence[Curve]) -> Finding:
         hits = values > claim.value + claim.margin
         what = f"above {claim.value + claim.margin:.2f}"
     else:
-        hits = np.array([curve.failed for curve in curves]) | (values <= claim.value)
+        hits = np.array([curve.diverged for curve in curves]) | (values <= claim.value)
         what = "failed"
     n, k = len(hits), int(hits.sum())
     p_most, p_few = float(binom.sf(k - 1, n, 0.5)), float(binom.cdf(k, n, 0.5))
@@ -399,7 +425,7 @@ def as_markdown(verdicts: Sequence[Verdict]) -> str:
         metric = f"Metric: {' and '.join(claim.metrics)}{margin}{against}. " if claim.test != "cost" else ""
         lines += [
             "", f"## {claim.name}", "", f"“{claim.sentence}” ({claim.source})", "",
-            f"**{v.verdict}** ({v.why}). {metric}Rule: {claim.decision}.", "",
+            f"**{v.verdict}** ({v.why}). {metric}Rule: {claim.decision}. Fixed: {claim.fixed}.", "",
             f"Positive control: {v.control.verdict if v.control.verdict != SUPPORTED else 'detected'} "
             f"({v.control.numbers}).", "",
             "| arm | finding | numbers | what would settle it |", "|---|---|---|---|",

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from mtrl.config import ConfigError
+from mtrl.config import ConfigError, TrainConfig
 from mtrl.files import read_bounded
 from mtrl.run.paths import RunPaths
-from mtrl.values import flat_items
+from mtrl.values import flat_items, plain
 
 Array = npt.NDArray[np.float64]
 MOST = 1e15  # of any number
@@ -103,6 +103,11 @@ class Curve:
     def failed(self) -> bool:
         """Whether it ended before its time, by itself."""
         return self.status.startswith(("DIVERGED", "FAILED"))
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its numbers ended it, not the machine."""
+        return self.status.startswith("DIVERGED")
 
     @property
     def last_step(self) -> float:
@@ -273,15 +278,24 @@ def seed_of(run: RunPaths, config: dict[str, Any]) -> int | None:
 
 
 def settings_of(config: dict[str, Any], meta: dict[str, Any], protocol: dict[str, Any]) -> dict[str, Any]:
-    """``goals`` (their seed, where they are fixed), ``total_steps_per_task``, ``commit``, ``versions`` and
-    ``config``: a digest of the settings that are an arm's.
+    """``goals`` (their seed, where they are fixed), ``total_steps_per_task``, ``commit`` (several, where a run went on
+    with another), ``kernels``, ``versions`` and ``config``: a digest of the settings that are an arm's.
     """
-    of_arm = {key: value for key, value in flat_items(config) if key not in OF_A_RUN}
+    # by what differs from the defaults: a setting that a later version adds makes no other arm
+    defaults = dict(flat_items(plain(asdict(TrainConfig()))))
+    of_arm = {
+        key: value
+        for key, value in flat_items(config)
+        if key not in OF_A_RUN and not (key in defaults and value == defaults[key])
+    }
     text = json.dumps(of_arm, sort_keys=True, default=str)
+    parts = [meta, *(part for part in meta.get("resumed") or () if isinstance(part, dict))]
     return {
         "goals": goal_seed_of(config, protocol) if protocol.get("goals") == "fixed" else None,
         "total_steps_per_task": config.get("total_steps_per_task"),
-        "commit": meta.get("commit"),
+        "commit": ", ".join(dict.fromkeys(str(part["commit"]) for part in parts if part.get("commit")))
+        or None,
+        "kernels": dict(flat_items(config)).get("agent.kernels"),
         "versions": meta.get("versions"),
         "config": hashlib.sha256(text.encode()).hexdigest()[:16] if config else None,
     }

@@ -115,6 +115,11 @@ class Difference:
         """One-sided p-value of "the difference is at least ``bound``"; small means below it."""
         return float(stdtr(self.freedom, (self.mean - bound) / self.error)) if self.testable else None
 
+    def p_apart(self, margin: float = 0.0) -> float | None:
+        """Two-sided p-value of "the difference is within ``±margin``"; small means beyond it, on either side."""
+        above, below = self.p_above(margin), self.p_below(-margin)
+        return None if above is None or below is None else min(1.0, 2 * min(above, below))
+
     def p_equivalent(self, margin: float) -> float | None:
         """p-value of the two one-sided tests (TOST): small means within ``±margin``."""
         below, above = self.p_below(margin), self.p_above(-margin)
@@ -150,13 +155,18 @@ def ends(a: Array, b: Array) -> tuple[bool, bool]:
     return near, max(means) < EDGE or min(means) > 1 - EDGE
 
 
-def holm(values: Sequence[float | None]) -> list[float | None]:
-    """p-values corrected for their number (Holm 1979), in the given order; None stays None and is not counted."""
+def holm(values: Sequence[float | None], tests: int = 0) -> list[float | None]:
+    """p-values corrected for their number (Holm 1979), in the given order; None stays None and is not counted.
+
+    Args:
+        tests: how many there are to be, if more than are known: what is still to come counts as 1, so that what is
+            found now is found then.
+    """
     known = sorted((value, place) for place, value in enumerate(values) if value is not None)
     corrected: list[float | None] = [None] * len(values)
     largest = 0.0
     for rank, (value, place) in enumerate(known):
-        largest = max(largest, min(1.0, value * (len(known) - rank)))
+        largest = max(largest, min(1.0, value * (max(tests, len(known)) - rank)))
         corrected[place] = largest
     return corrected
 

@@ -63,7 +63,7 @@ def test_a_method_that_is_equal_supports_a_better_one_contradicts_and_few_noisy_
     assert (found.verdict, found.control.verdict) == (CONTRADICTED, SUPPORTED)
     noisy = judge(ONE, grid(n=5, pcgrad=0.1, sd=0.1, bare=-0.4))
     assert noisy.verdict == INCONCLUSIVE
-    assert "seeds per arm for power .8" in noisy.arms[ARMS[1]].settle
+    assert "seeds per arm for power 0.8" in noisy.arms[ARMS[1]].settle
 
 
 def test_at_the_margin_the_claim_is_wrongly_supported_in_5_of_100_draws():
@@ -111,7 +111,9 @@ def test_without_a_detected_positive_control_a_claim_is_inconclusive_whatever_it
     assert "the positive control is not detected" in undetected.why
     lacking = grid()
     del lacking[ARMS[2]]
-    assert judge(ONE, lacking).verdict == INCONCLUSIVE
+    found = judge(ONE, lacking)
+    assert (found.verdict, found.arms[ARMS[1]].verdict) == (NO_DATA, SUPPORTED)
+    assert found.why == "the positive control has no complete run of evidence_tier2/bare_unitary"
 
 
 def test_at_the_ceiling_nothing_is_decided():
@@ -182,6 +184,69 @@ def test_what_is_not_there_or_not_through_is_no_data():
     assert judge(ONE, arms).verdict == NO_DATA
     assert judge(CLAIMS["C1"], grid()).verdict == INCONCLUSIVE  # six methods are missing
     assert judge(CLAIMS["C1"], grid()).arms["evidence_tier3/mgda"].verdict == NO_DATA
+
+
+def test_a_method_is_better_among_all_that_a_claim_names_whether_they_have_run_or_not():
+    arms = grid(pcgrad=0.08, sd=0.07, seed=1)
+    alone, among_seven = (judge(claim, arms).arms[ARMS[1]] for claim in (ONE, CLAIMS["C1"]))
+    assert (alone.verdict, among_seven.verdict) == (CONTRADICTED, INCONCLUSIVE)
+    p, p_of_seven = (float(f.numbers.split("(Holm) ")[1].split(",")[0]) for f in (alone, among_seven))
+    assert p_of_seven == pytest.approx(7 * p, abs=0.005)
+
+
+def test_slightly_above_and_not_significantly_is_neither_far_below_nor_significant():
+    claim = replace(CLAIMS["C3"], arms=[ARMS[1]], reference=ARMS[0], control=ONE.control)
+    assert judge(claim, grid()).verdict == SUPPORTED
+    assert judge(claim, grid(pcgrad=-0.25)).verdict == CONTRADICTED
+    assert (
+        judge(claim, grid(pcgrad=0.02, sd=0.002)).verdict == CONTRADICTED
+    )  # equivalent, and yet significant
+    assert judge(claim, grid(n=5, sd=0.1, bare=-0.5)).verdict == INCONCLUSIVE
+
+
+def test_very_sensitive_means_a_difference_beyond_the_margin_on_either_side():
+    claim = replace(CLAIMS["C6"], arms=[ARMS[1]], reference=ARMS[0])
+    assert judge(claim, grid(pcgrad=0.02, sd=0.002)).verdict == CONTRADICTED
+    assert judge(claim, grid(pcgrad=0.1, sd=0.002)).verdict == SUPPORTED
+    assert judge(claim, grid(pcgrad=-0.1, sd=0.002)).verdict == SUPPORTED
+
+
+def test_mgda_is_best_without_l2_only_if_it_is_better_without():
+    claim = CLAIMS["C7"]
+    (without,) = claim.arms
+    for shift, verdict in ((0.15, SUPPORTED), (0.0, CONTRADICTED), (-0.15, CONTRADICTED)):
+        arms = grid(pcgrad=shift)
+        judged = {**arms, without: arms[ARMS[1]], claim.reference: arms[ARMS[0]]}
+        assert judge(claim, judged).verdict == verdict
+
+
+def test_a_run_that_the_machine_ended_is_to_go_and_one_that_diverged_is_a_result():
+    arms = grid()
+    *others, last = arms[ARMS[1]]
+    full = replace(last, status="FAILED [Errno 28] No space left on device")
+    found = judge(ONE, {**arms, ARMS[1]: [*others, full]})
+    assert (found.verdict, found.arms[ARMS[1]].numbers) == (NO_DATA, "9 of 10 runs have ended")
+    diverged = replace(last, status="DIVERGED critic")
+    assert judge(ONE, {**arms, ARMS[1]: [*others, diverged]}).verdict == SUPPORTED
+
+
+def test_seeds_that_were_not_planned_count_nowhere():
+    arms = grid(n=10)
+    plan = {ARMS[1]: tuple(range(5))}
+    lucky = {**arms, ARMS[1]: [*arms[ARMS[1]][:5], *runs(ARMS[1], [0.9] * 10)[5:]]}
+    assert "over 5 pairs" in judge(ONE, lucky, planned=plan).arms[ARMS[1]].numbers
+    assert judge(ONE, lucky, planned=plan).arms == judge(ONE, arms, planned=plan).arms
+
+
+def test_runs_of_different_settings_are_no_arm():
+    arms = grid()
+    first, *others = arms[ARMS[1]]
+    mixed = [
+        replace(first, settings={"config": "x"}),
+        *(replace(c, settings={"config": "y"}) for c in others),
+    ]
+    with pytest.raises(ConfigError, match="the runs of evidence_tier1/pcgrad have different settings"):
+        judge(ONE, {**arms, ARMS[1]: mixed})
 
 
 def test_claims_of_an_effect_of_a_constant_of_failure_and_of_loss():
@@ -260,7 +325,7 @@ def test_a_claim_of_two_metrics_has_to_hold_in_both(mean, worst, verdict):
         replace(curve, task_names=tuple("abcd"), success=np.tile(curve.success, 2), at_end=np.tile(curve.at_end, 2),
                 returns=np.tile(curve.returns, 2)) for curve in arms[ARMS[2]]
     ]  # fmt: skip
-    found = judge(CLAIMS["S3"], arms)
+    found = judge(replace(CLAIMS["S3"], margin=0.05), arms)
     assert list(found.arms) == [f"{big}, last5", f"{big}, worst3"]
     assert found.verdict == verdict
 
