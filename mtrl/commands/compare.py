@@ -10,10 +10,10 @@ from typing import Any
 from mtrl.config import ConfigError, nearest
 from mtrl.results.baselines import Baseline, read_baseline
 from mtrl.results.compare import (
-    MARGIN,
     METRIC,
     STATISTICS,
     Groups,
+    default_margin,
     group,
     mean_conflict,
     read_curves,
@@ -70,7 +70,11 @@ def parse(arguments: list[str]) -> Any:
         default=METRIC,
         help="by what; area under the curve unless said otherwise",
     )
-    add("--margin", type=float, default=MARGIN, help="a difference that does not matter, fixed beforehand")
+    add(
+        "--margin",
+        type=float,
+        help="a difference that does not matter, fixed beforehand; 0.05 of the area, 0.1 of others",
+    )
     add("--names", type=str, help="order and names of arms: unitary=Unitary,pcgrad=PCGrad")
     add("--baseline", type=str, action="append", default=[], help="others' results as well: brc, …")
     add("--json", type=str, help="write the statistics to this file, or - for standard output")
@@ -85,6 +89,7 @@ def parse(arguments: list[str]) -> Any:
     add("--against", choices=["steps", "minutes"], default="steps", help="the figure's x axis")
     add("--size", type=str, help="of a figure in inches: 3.3x2.6 for a column")
     args = parser.parse_args(arguments)
+    args.margin = default_margin(args.metric) if args.margin is None else args.margin
     if not 0 < args.margin < 1:
         raise ConfigError(f"margin: {args.margin} is not valid; it must be between 0 and 1")
     args.size = size_of(args.size)

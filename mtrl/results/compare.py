@@ -41,10 +41,15 @@ from mtrl.run.paths import RunPaths
 from mtrl.settings.files import path_of
 
 STATISTICS = ("final", "last3", "last5", "best", "area", "worst3", "unseen")
-METRIC, MARGIN = "area", 0.05  # what arms are compared by, unless said otherwise
+METRIC = "area"  # what arms are compared by, unless said otherwise
 WORST = 3  # tasks
 COUNTS = ("measured", "fallbacks")
 Groups = Mapping[str, Sequence[Curve]]
+
+
+def default_margin(metric: str) -> float:
+    """A difference that does not matter: success at the end swings more than its mean over time."""
+    return 0.05 if metric == "area" else 0.1
 
 
 def read_curves(paths: Sequence[str]) -> tuple[list[Curve], list[str]]:
@@ -286,7 +291,7 @@ def against(a: Sequence[Curve], b: Sequence[Curve], metric: str, margin: float) 
 
 
 def summarise(
-    groups: Groups, reference: str | None = None, metric: str = METRIC, margin: float = MARGIN
+    groups: Groups, reference: str | None = None, metric: str = METRIC, margin: float | None = None
 ) -> dict[str, Any]:
     """For each label: runs, steps, every statistic with mean, SD and interval over runs, the interquartile mean, what
     the method did to the gradient, dead and per-task last-five success; with a reference, the difference from it.
@@ -309,7 +314,7 @@ def summarise(
             "minutes": float(np.mean([c.minutes[-1] for c in curves])),
             "protocol": curves[0].protocol,
             **{name: described(values) for name, values in scores.items()},
-            "training_success": described(np.array([c.training_success for c in curves], dtype=float)),
+            "training_success": in_training(curves),
             "iqm_last5": {"mean": known(iqm(tasks)), "ci": as_json(iqm_interval(tasks))},
             "tasks": dict(zip(curves[0].task_names, map(known, tasks.mean(axis=0)), strict=True)),
             "dead_tasks": [dead_tasks(curve) for curve in curves],
@@ -318,7 +323,9 @@ def summarise(
     if reference is not None:
         others = [label for label in groups if label != reference]
         for label in others:
-            table[label]["against"] = against(groups[label], groups[reference], metric, margin)
+            table[label]["against"] = against(
+                groups[label], groups[reference], metric, default_margin(metric) if margin is None else margin
+            )
         corrected = holm([table[label]["against"]["p_better"] for label in others])
         for label, value in zip(others, corrected, strict=True):
             table[label]["against"]["p_better_holm"] = value
@@ -332,6 +339,12 @@ def described(values: Array) -> dict[str, Any]:
         "mean": known(values.mean()), "sd": sd, "ci": as_json(mean_interval(values)),
         "no_ci": why_no_interval(values),
     }  # fmt: skip
+
+
+def in_training(curves: Sequence[Curve]) -> dict[str, Any]:
+    """Success in training, of the runs of which it is known: their number is told."""
+    values = np.array([c.training_success for c in curves if c.training_success is not None])
+    return {**(described(values) if len(values) else {"mean": None}), "runs": len(values)}
 
 
 def mean_acting(curves: Sequence[Curve]) -> dict[str, dict[str, float]]:

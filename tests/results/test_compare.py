@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -265,6 +266,21 @@ def test_conflict_over_training_is_the_mean_of_what_was_measured_since_the_evalu
     (run / "conflict.jsonl").unlink()
     assert cli.main(["compare", str(run), "--conflict_curves=x.png", "--json=-"]) == 2
     assert "conflict_curves: no run of x has its conflict over training" in capsys.readouterr().err
+
+
+def test_the_margin_is_the_metrics_unless_it_is_given(make_run, capsys):
+    runs = [str(make_run(f"{x}/seed{n}", {1: (0.3 + n / 20, 0.5)})) for x in "ab" for n in range(3)]
+    for options, margin in (([], 0.05), (["--metric=last3"], 0.1), (["--metric=last3", "--margin=0.2"], 0.2)):
+        assert cli.main(["compare", *runs, "--reference=a", "--json=-", *options]) == 0
+        assert json.loads(capsys.readouterr().out)["b"]["against"]["margin"] == margin
+
+
+def test_success_in_training_is_of_the_runs_that_have_it(make_run):
+    runs = [read_curve(make_run(f"a/seed{n}", {1: (1, 1)})) for n in range(3)]
+    runs = [replace(run, training_success=value) for run, value in zip(runs, (0.2, None, 0.4), strict=True)]
+    found = summarise({"a": runs})["a"]["training_success"]
+    assert (found["mean"], found["runs"]) == (pytest.approx(0.3), 2)
+    assert summarise({"a": runs[1:2]})["a"]["training_success"] == {"mean": None, "runs": 0}
 
 
 def test_every_figure_is_drawn_for_two_labels_and_a_bad_format_is_named(make_run, tmp_path, capsys):
