@@ -239,6 +239,10 @@ class TemperatureConfig:
         _check_fields(self)
         _check(self.initial > 0, "initial", self.initial, "> 0")
         _check(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "> 0 and finite")
+        _check(
+            self.shared or not self.combine, "combine", self.combine, "false, or shared true: no method combines what "
+            "each task has of its own",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

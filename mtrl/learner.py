@@ -109,8 +109,11 @@ class Learner:
 
 
 def decayed(parameters: Parameters, config: NetworkConfig) -> frozenset[str]:
-    """Names of the parameters with weight decay: matrices, or ``as_published`` everything."""
+    """Names of the parameters with weight decay: matrices (K biases as one matrix are biases), or ``as_published``
+    everything.
+    """
     if config.decay_on == "as_published":
         return frozenset(name for name, _ in parameters.tensors())
     matrices = [name for name, p in parameters.shared.items() if p.dim() >= 2]
-    return frozenset(matrices + [name for name, p in parameters.private.items() if p.dim() >= 3])
+    matrices += [name for name, p in parameters.private.items() if p.dim() >= 3]
+    return frozenset(name for name in matrices if not name.endswith("bias"))

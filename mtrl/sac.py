@@ -244,8 +244,11 @@ class MTSAC:
                 return "unitary"
             return "unitary" if whole.critic_only and network != "critic" else optimizer
 
-        # one shared temperature is all that there is to combine
-        combine = config.temperature.combine and config.temperature.shared and apply_to == "both"
+        combine = config.temperature.combine
+        if combine and apply_to != "both":
+            raise ConfigError(
+                f"optimizer.apply_to: {apply_to!r} is not valid; it must be both with agent.temperature.combine"
+            )
         chosen = method(name_for("actor") if combine else "unitary", "temperature")
         # its parameter is in no layer: its own gradients, where they are wanted, are vmap's
         temperature_path = self.path if isinstance(chosen, Scalarization) else PLAIN

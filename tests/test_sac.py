@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch.distributions import Normal
 
 from mtrl.cli import main
-from mtrl.config import ActorConfig, ConfigError, CriticConfig
+from mtrl.config import ActorConfig, AgentConfig, ConfigError, CriticConfig, TemperatureConfig
 from mtrl.gradients import multitask_gradient
 from mtrl.networks import Actor, Critic, Parameters, call, squashed_sample
 from mtrl.optimizers import OPTIMIZERS, make_optimizer
@@ -412,12 +412,14 @@ def test_the_temperatures_method_is_the_mean_unless_it_is_asked_to_combine(make_
 
 
 @pytest.mark.parametrize("optimizer", ["pcgrad", "graddrop", "unitary", "famo"])
-@pytest.mark.parametrize("shared", [False, True])
-def test_combining_temperatures_works_with_every_kind_of_method(make_agent, make_batch, optimizer, shared):
-    agent = make_agent(optimizer=optimizer, temperature={"shared": shared, "combine": True})
+@pytest.mark.parametrize(("shared", "combine"), [(False, False), (True, True)])
+def test_combining_temperatures_works_with_every_kind_of_method(
+    make_agent, make_batch, optimizer, shared, combine
+):
+    agent = make_agent(optimizer=optimizer, temperature={"shared": shared, "combine": combine})
     agent.update(make_batch())
     assert agent.alpha.isfinite().all()
-    combines = shared and optimizer != "famo"  # whose losses must be positive
+    combines = combine and optimizer != "famo"  # whose losses must be positive
     assert type(agent.learners["temperature"].method) is OPTIMIZERS[optimizer if combines else "unitary"]
     if not shared:  # private: no method combines them
         torch.testing.assert_close(
@@ -701,6 +703,17 @@ def test_a_method_that_nobody_would_use_is_refused(capsys):
         MTSAC(3, 2, ("a", "b"), optimizer="famo", apply_to="actor")
     assert main(["train", "--config=point", "--optimizer.name=famo", "--optimizer.apply_to=actor"]) == 2
     assert "optimizer.apply_to: 'actor' is not valid" in capsys.readouterr().err
+
+
+def test_temperatures_are_not_combined_where_nothing_would_do_it(make_agent):
+    with pytest.raises(ConfigError, match=r"combine: True is not valid; it must be false, or shared true"):
+        make_agent(optimizer="pcgrad", temperature={"shared": False, "combine": True})
+    config = AgentConfig(temperature=TemperatureConfig(shared=True, combine=True))
+    for network in ("critic", "actor"):
+        with pytest.raises(
+            ConfigError, match=f"apply_to: '{network}' is not valid; it must be both with agent.temp"
+        ):
+            MTSAC(3, 2, ("a", "b"), config, optimizer="pcgrad", apply_to=network)
 
 
 def test_adams_count_of_steps_serves_another_choice_of_what_decays(make_agent, make_batch):

@@ -22,8 +22,13 @@ from mtrl.networks.together import each
 class CARE(Network):
     """Encoders mixed by an attention that reads the task's context alone; then a torso reads both.
 
-    The context is an MLP of the task's code: learned with ``agent.task_input: embedding``. The paper starts from a
-    pretrained language model's embedding of the task's description; this one knows no language.
+    The context is an MLP of the task's code (learned with ``agent.task_input: embedding``). As in the paper, what
+    the attention makes of it does not train it: only the torso does.
+
+    Where we differ: the paper starts from a pretrained language model's embedding of the task's description; this one
+    knows no language. In the paper's figure 3 the attention compares the context with each encoding; ours reads the
+    context alone, as the authors' code does. Theirs has one context and one set of encoders for actor and critics,
+    trained by the critic's loss; here each network has its own.
 
     Args:
         encoders: how many.
@@ -60,6 +65,6 @@ class CARE(Network):
         encoded = each(self.encoders, x, masks)
         # one row for the task; a mask of dropout is for B rows, of which it takes the first
         context = self.context(task.unsqueeze(-2), (mask[..., :1, :] for mask in masks))
-        shares = self.attention(context, (mask[..., :1, :] for mask in masks)).softmax(-1)
+        shares = self.attention(context.detach(), (mask[..., :1, :] for mask in masks)).softmax(-1)
         x = self.run.mixture(shares, encoded)
         return self.torso(torch.cat((x, context.expand(*x.shape[:-1], -1)), -1), masks)  # type: ignore[no-any-return]

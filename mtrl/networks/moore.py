@@ -12,6 +12,7 @@ from mtrl.networks.base import (
     Spec,
     Stack,
     hidden,
+    require,
     require_count,
     require_plain_layers,
     require_widths,
@@ -23,7 +24,8 @@ class MOORE(Network):
     """Experts whose outputs are made orthonormal row by row, mixed by the task's own weights; tanh; its own head.
 
     An expert has the ``hidden`` widths, the last one linear. The task's code is no input: the weights and the head tell
-    the tasks apart. As in the paper the weights are a linear function of the one-hot, so one vector for each task.
+    the tasks apart. As in the paper the weights are a linear function of the one-hot, so one vector for each task. They
+    start normal, of variance 1; the authors' are Xavier's.
 
     Args:
         experts: how many, at most the last hidden width.
@@ -43,6 +45,7 @@ class MOORE(Network):
         require_count("experts", experts)
         require_widths("tower", tower)
         *widths, last = spec.config.hidden
+        require(experts <= last, "experts", experts, f"at most the last hidden width, {last}")
         config = hidden(spec.config, widths)
         self.experts = nn.ModuleList(Stack(spec.inputs, last, config) for _ in range(experts))
         self.head = Stack(last, spec.outputs, hidden(spec.config, tower), spec.output_gain)

@@ -19,8 +19,10 @@ class PaCo(Network):
     """Every layer's parameters are the task's own combination of K shared sets.
 
     A task's weights w are its own, one vector for all layers (a linear function of the one-hot, as in the paper). They
-    start positive and of unit length, so that a layer's scale is that of one set; the paper says nothing of it. Layer
-    norms are shared and not composed.
+    start positive and of unit length, so that a layer's scale is that of one set. Layer norms are shared, not composed.
+
+    Where we differ from the authors' code: it has one w per task for actor and critics, ours one for each network; its
+    sets start equal, ours are drawn apart; its networks get no code of the task, as ours with ``task_input: none``.
 
     Args:
         sets: K.

@@ -30,7 +30,7 @@ class PLE(Network):
     The ``hidden`` layers are divided among the levels, the first ones getting what is left over. Every level but the
     last also mixes what the next level's shared experts read. In the paper that gate mixes the experts of *all* tasks;
     here a row belongs to one task, so that it mixes the row's own task's experts and the shared ones. LibMTL has no
-    such gate, and DeepCTR-Torch's breaks from three levels on.
+    such gate.
 
     Args:
         levels: how many, at most one for each hidden layer.

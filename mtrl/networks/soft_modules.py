@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrl.config import MOST_WIDTH
+from mtrl.layers import ACTIVATIONS
 from mtrl.networks.base import (
     Network,
     Spec,
@@ -27,7 +28,11 @@ class SoftModules(Network):
     """Layers of M modules; a routing network softly chooses which modules of a layer feed each of the next.
 
     One hidden layer of modules for each width in ``hidden``. The routing reads ``e = f(x) · h(task)``, in which the
-    state's encoder f (which also feeds the modules) and the task's h are learned.
+    state's encoder f and the task's h are linear and learned; the first modules read ``act(f(x))``.
+
+    As the authors' code, and unlike the paper's equation 9, the last layer's modules are mixed by a gate of their own
+    and have one output layer. As in the paper, a gate reads the logits before it; the code's reads their softmax, and
+    two more layers come before its first gate.
 
     Args:
         modules: M of each layer.
@@ -51,7 +56,8 @@ class SoftModules(Network):
         widths = [wide, *config.hidden]
         depth = len(config.hidden)
         self.number = modules
-        self.encoder = Stack(spec.inputs, None, hidden(config, (wide,)))
+        self.activation = config.activation
+        self.encoder = linear(spec.inputs, wide, config)
         self.task = linear(spec.code, wide, config)
         self.layers = nn.ModuleList(
             nn.ModuleList(Stack(widths[i], None, hidden(config, (widths[i + 1],))) for _ in range(modules))
@@ -64,9 +70,9 @@ class SoftModules(Network):
 
     def forward(self, x: Tensor, task: Tensor, masks: Iterable[Tensor] = ()) -> Tensor:
         masks = iter(masks)
-        state = self.encoder(x, masks)
+        state = self.encoder(x)
         embedded = state * self.task(task.unsqueeze(-2))
-        routing, parts = embedded.relu(), state
+        routing, parts = embedded.relu(), ACTIVATIONS[self.activation](state)
         layers: Any = self.layers
         for i, layer in enumerate(layers):
             given = each(layer, parts, masks, own=i > 0)

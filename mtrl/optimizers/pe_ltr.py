@@ -36,10 +36,10 @@ class PELTR(HostSolver):
         n = len(gramian)
         least = self.c * self.num_tasks / n
         rest = max(0.0, 1 - n * least)
-        if self.as_published:
-            return least + onto_simplex(relaxed(gramian, least, rest), rest)
         if rest == 0:
             return np.full(n, 1 / n)
+        if self.as_published:
+            return least + onto_simplex(relaxed(gramian, least, rest), rest)
         moved = rest * np.eye(n) + least  # row i makes the i-th of the gradients above
         shares, found = minimise_norm(moved @ gramian @ moved.T)
         self.fallbacks += not found

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from mtrl.config import ArchitectureConfig, ConfigError, NetworkConfig
 from mtrl.gradients import BY_LOOP, FACTORED, PLAIN, Path, multitask_gradient
+from mtrl.learner import decayed
 from mtrl.networks import (
     NETWORKS,
     Network,
@@ -368,7 +369,7 @@ def test_film_starts_as_an_mlp_and_scales_channels_before_the_activation(layer_n
 
 def test_soft_modules_with_one_module_are_a_chain():
     soft = built("soft_modules", modules=1)
-    h = soft.encoder(X)
+    h = soft.encoder(X).relu()
     for layer in soft.layers:
         h = layer[0](h)
     torch.testing.assert_close(soft(X, CODE), soft.output(h))
@@ -379,13 +380,32 @@ def test_soft_modules_route_each_row_by_its_state_and_task():
     state = soft.encoder(X)
     e = state * soft.task(CODE[None])
     logits = soft.routes[0](e.relu())  # [B, 4]: to module 0 from 0 and 1, to module 1 from 0 and 1
-    given = [soft.layers[0][j](state) for j in range(2)]
+    given = [soft.layers[0][j](state.relu()) for j in range(2)]
     p = logits.view(B, 2, 2).softmax(-1)
     inputs = [p[:, i, 0, None] * given[0] + p[:, i, 1, None] * given[1] for i in range(2)]
     outs = [soft.layers[1][j](inputs[j]) for j in range(2)]
     last = soft.routes[1]((e * soft.back[0](logits)).relu()).softmax(-1)
     torch.testing.assert_close(soft(X, CODE), soft.output(last[:, :1] * outs[0] + last[:, 1:] * outs[1]))
     assert not torch.allclose(soft(X, CODE), soft(X, torch.eye(4)[2]))
+
+
+def test_every_unit_of_soft_modules_routing_fires_for_some_state():
+    # a product of what a relu has passed has the sign of h(task) alone: half of its units would be dead for a task
+    soft = built("soft_modules", modules=2)
+    e = soft.encoder(torch.randn(500, X.shape[1])) * soft.task(CODE[None])
+    assert (e > 0).any(0).all()
+
+
+def test_cares_attention_reads_the_context_and_does_not_train_it():
+    care = built("care")
+    with torch.no_grad():
+        care.torso.hidden[0].weight[:, -care.context.out_dim :] = (
+            0  # what reads the context, but for the attention
+        )
+    care(X, CODE).square().sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in care.context.parameters())
+    assert all(p.grad.any() for p in care.attention.parameters())
+    assert not torch.allclose(care(X, CODE), care(X, torch.eye(4)[2]))
 
 
 def test_moores_experts_are_orthonormal_in_every_row():
@@ -482,6 +502,17 @@ def test_an_auxiliary_tower_enters_no_target_no_value_and_no_action(make, make_b
     assert torch.equal(*target)
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_decay_on_matrices_spares_every_networks_biases(make, name):
+    agent = make(name)
+    config = replace(agent.config.critic, decay_on="matrices")
+    for parameters in (agent.actor, agent.critic):
+        names = decayed(parameters, config)
+        assert names
+        assert not [n for n in names if n.endswith("bias")]
+        assert {n for n, _ in parameters.tensors() if n.endswith("hidden.0.weight")} <= names
+
+
 # --- what is refused ----------------------------------------------------------------------------------------
 
 
@@ -499,6 +530,7 @@ def test_an_auxiliary_tower_enters_no_target_no_value_and_no_action(make, make_b
         ("small_towers", {"experts": 2}, "agent.network.options.experts: 2 is not valid"),
         ("small_towers", {"base": "ple"}, "'shared_bottom', 'mmoe'"),
         ("ple", {"levels": 3}, "levels: 3 is not valid; it must be from 1 to the number of hidden layers, 2"),
+        ("moore", {"experts": 9}, "experts: 9 is not valid; it must be at most the last hidden width, 8"),
         ("mmo", {}, "agent.network.name: no network 'mmo', did you mean 'mmoe'?"),
         ("nowhere:Net", {}, "--import nowhere"),
         ("os:path", {}, "os has no Network called 'path'"),

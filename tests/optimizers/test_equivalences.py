@@ -235,6 +235,18 @@ def test_pe_ltr_finds_the_shortest_combination_with_these_least_weights(seed: in
     assert published @ gram @ published >= (weights @ gram @ weights) * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("as_published", [False, True])
+@pytest.mark.parametrize("tasks", [2, 3, 7, 10])
+def test_pe_ltrs_weights_sum_to_1_and_at_the_largest_least_weight_are_the_means(tasks, as_published) -> None:
+    gram = torch.from_numpy(np.cov(np.random.default_rng(tasks).normal(size=(tasks, 30))))
+    for share in (0.0, 0.3, 0.999, 1.0):
+        method = make_optimizer("pe_ltr", tasks, c=share / tasks, as_published=as_published)
+        weights = method.weights(gram)
+        assert weights.sum().item() == pytest.approx(1)
+        assert weights.min().item() >= share / tasks - 1e-12
+    np.testing.assert_allclose(weights, 1 / tasks)
+
+
 def test_pe_ltr_of_fewer_tasks_keeps_to_the_same_share_of_the_mean() -> None:
     jacobian = normal(4, 6, 0)
     present = torch.tensor([True, False, True, True])
