@@ -87,7 +87,7 @@ def read_curves(paths: Sequence[str]) -> tuple[list[Curve], list[str]]:
         raise ConfigError(
             young[0].removesuffix(": left out") if young else f"run: all of {len(lost)} runs failed"
         )
-    curves += [failed_curve(run, curves[0].task_names) for run in lost]
+    curves += [failed_curve(run, curves) for run in lost]
     places = [curve.path for curve in curves]
     if twice := next((place for place in places if places.count(place) > 1), None):
         raise ConfigError(f"run: {twice} comes twice; each run counts once")

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -227,12 +228,19 @@ def unseen_of(run: RunPaths, tasks: tuple[str, ...], last_step: float) -> Unseen
     )
 
 
-def failed_curve(path: str | Path, task_names: tuple[str, ...]) -> Curve:
-    """A run that failed before its first evaluation: no success at any step."""
-    none = np.zeros((0, len(task_names)))
+def failed_curve(path: str | Path, others: Sequence[Curve]) -> Curve:
+    """A run that failed before its first evaluation: no success at any step.
+
+    Args:
+        others: runs whose tasks are known; one of the same protocol has the same.
+    """
     run = RunPaths(Path(path).resolve())
+    told = about(run, np.zeros(0))
+    alike = [curve for curve in others if curve.protocol == told["protocol"]]
+    task_names = (alike or others)[0].task_names
+    none = np.zeros((0, len(task_names)))
     return Curve(
-        **about(run, np.zeros(0)), task_names=task_names, steps=np.zeros(0), minutes=np.zeros(0),
+        **told, task_names=task_names, steps=np.zeros(0), minutes=np.zeros(0),
         success=none, at_end=none, returns=none, episodes=None,
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from mtrl.config import ConfigError
 from mtrl.results.compare import (
     group,
     mean_conflict,
+    read_curves,
     statistics,
     summarise,
     warnings,
@@ -312,6 +313,17 @@ def test_a_failure_without_an_evaluation_counts_as_no_success_and_failures_alone
     for runs in ([bad], [worse]):
         assert cli.main(["compare", *map(str, runs)]) == 2
         assert "all of 1 runs failed" in capsys.readouterr().err
+
+
+def test_a_run_that_failed_before_its_first_evaluation_has_the_tasks_of_its_protocol(make_run):
+    others = {"protocol": {"name": "q", "goals": "fixed"}}
+    make_run("all/a/seed0", {1: (1, 1)})
+    make_run("all/b/seed0", {1: (1, 1, 1)}, tasks=("x", "y", "z"), **others)
+    lost = make_run("all/b/seed1", {}, status="DIVERGED critic", **others)
+    curves, _ = read_curves([str(lost.parents[1])])
+    assert {str(c.path)[-7:]: c.task_names for c in curves} == {
+        "a/seed0": ("a", "b"), "b/seed0": ("x", "y", "z"), "b/seed1": ("x", "y", "z"),
+    }  # fmt: skip
 
 
 def test_near_the_ceiling_and_where_a_task_tells_no_success_there_is_no_interval_and_no_test(
