@@ -194,7 +194,8 @@ class CriticConfig(NetworkConfig):
             atoms around it. Its gradient does not grow with the error, so no task with large rewards
             drowns the others; see :mod:`mtrl.categorical` for the sources.
         atoms, support: the number of atoms and v, the grid being even on [-v, v]. Values beyond are
-            cut off, so it wants rewards that are scaled to it (``reward_scale: return`` gives about ±10).
+            cut off, so it wants rewards that are scaled to it: ``reward_scale: return`` gives about ±10, and
+            up to twice that where rewards come late in an episode.
     """
 
     layer_norm: bool = True
@@ -265,8 +266,8 @@ class AgentConfig:
             ``ema``: divided before it is stored, by a moving average's standard deviation, as the
             older suites do: what lies in the buffer keeps the scale of its time;
             ``return``: the largest discounted sum of past rewards seen plus what entropy can add, over 10
-            (after BRC, arXiv 2505.23150; see :class:`mtrl.rewards.ReturnBound`): all tasks' values then lie in
-            about ±10.
+            (after BRC, arXiv 2505.23150; see :class:`mtrl.rewards.ReturnBound`): all tasks' values are then
+            of the order of 10.
         ema_coefficient: of the moving average of ``ema``, per reward; results depend on it strongly
             (Kurin et al. 2022).
         target_clip: cut a task's Bellman targets to its largest reward so far over (1 − γ), both as

@@ -249,6 +249,10 @@ class MTSAC:
             raise ConfigError(
                 f"optimizer.apply_to: {apply_to!r} is not valid; it must be both with agent.temperature.combine"
             )
+        if combine and whole.critic_only:
+            raise ConfigError(
+                f"agent.temperature.combine: True is not valid; {optimizer} needs positive losses"
+            )
         chosen = method(name_for("actor") if combine else "unitary", "temperature")
         # its parameter is in no layer: its own gradients, where they are wanted, are vmap's
         temperature_path = self.path if isinstance(chosen, Scalarization) else PLAIN

@@ -101,7 +101,6 @@ class Trainer:
             told = "; ".join(f"{name} {t}, {d}, {a}" for name, (t, d, a) in sizes.items())
             raise ConfigError(f"tasks, numbers per observation and per action differ: {told}")
 
-    @flushed_subnormals()
     def learn(self, total_timesteps: int, callback: Callback | Sequence[Callback] | None = None) -> Trainer:
         """Train until ``total_timesteps`` transitions in all (T per vector step), or a callback says no.
 
@@ -158,6 +157,7 @@ class Trainer:
         """Bring ``seconds["total"]`` up to now."""
         self.seconds["total"] = time.perf_counter() - self.began
 
+    @flushed_subnormals()
     def _update(self, times: int) -> None:
         start = time.perf_counter()
         for _ in range(times):
@@ -207,6 +207,8 @@ class Trainer:
         self.observations = None if state["envs"] is None else state["observations"].numpy()
         self.metrics = {k: Conflict(*v) if isinstance(v, list) else v for k, v in state["metrics"].items()}
         self.agent.load_state_dict(state["agent"])
+        if state["envs"] is None:
+            self.agent.rewards.begin_episodes()
 
     def predict(
         self,

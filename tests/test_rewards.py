@@ -95,3 +95,23 @@ def test_a_saved_scale_goes_on_as_the_original(kind):
     untouched = make_reward_scale(kind, 2, 0.9, 1.0)
     untouched.load_state_dict(saved)  # what was saved did not follow the original
     assert torch.equal(untouched.scale(alpha), original.scale(alpha)) == (kind == "none")
+
+
+@pytest.mark.parametrize("after", ["none", "sigma", "ema", "return"])
+@pytest.mark.parametrize("before", ["none", "sigma", "ema", "return"])
+def test_a_scale_goes_on_from_its_own_kinds_state_alone(before, after):
+    state = make_reward_scale(before, 2, 0.9, 0.0).state_dict()
+    scale = make_reward_scale(after, 2, 0.9, 0.0)
+    if before == after:
+        scale.load_state_dict(state)
+    else:
+        with pytest.raises(ValueError, match="rewards: the state has highest"):
+            scale.load_state_dict(state)
+
+
+def test_an_episode_that_begins_anew_adds_nothing_to_the_one_before():
+    scale = ReturnBound(2, gamma=0.5)
+    scale.observe(torch.tensor([4.0, 4.0]), NEVER)
+    scale.begin_episodes()
+    scale.observe(torch.tensor([4.0, 4.0]), NEVER)
+    assert scale.largest.tolist() == [4, 4]  # never 4 + 2

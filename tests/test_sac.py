@@ -411,7 +411,7 @@ def test_the_temperatures_method_is_the_mean_unless_it_is_asked_to_combine(make_
         assert type(agent.learners["temperature"].method) is OPTIMIZERS[expected]
 
 
-@pytest.mark.parametrize("optimizer", ["pcgrad", "graddrop", "unitary", "famo"])
+@pytest.mark.parametrize("optimizer", ["pcgrad", "graddrop", "unitary"])
 @pytest.mark.parametrize(("shared", "combine"), [(False, False), (True, True)])
 def test_combining_temperatures_works_with_every_kind_of_method(
     make_agent, make_batch, optimizer, shared, combine
@@ -419,8 +419,7 @@ def test_combining_temperatures_works_with_every_kind_of_method(
     agent = make_agent(optimizer=optimizer, temperature={"shared": shared, "combine": combine})
     agent.update(make_batch())
     assert agent.alpha.isfinite().all()
-    combines = combine and optimizer != "famo"  # whose losses must be positive
-    assert type(agent.learners["temperature"].method) is OPTIMIZERS[optimizer if combines else "unitary"]
+    assert type(agent.learners["temperature"].method) is OPTIMIZERS[optimizer if combine else "unitary"]
     if not shared:  # private: no method combines them
         torch.testing.assert_close(
             agent.alpha.log() - math.log(0.1), torch.full((3,), -3e-4), rtol=1e-2, atol=0
@@ -709,6 +708,10 @@ def test_temperatures_are_not_combined_where_nothing_would_do_it(make_agent):
     with pytest.raises(ConfigError, match=r"combine: True is not valid; it must be false, or shared true"):
         make_agent(optimizer="pcgrad", temperature={"shared": False, "combine": True})
     config = AgentConfig(temperature=TemperatureConfig(shared=True, combine=True))
+    with pytest.raises(
+        ConfigError, match=r"temperature\.combine: True is not valid; famo needs positive losses"
+    ):
+        MTSAC(3, 2, ("a", "b"), config, optimizer="famo")
     for network in ("critic", "actor"):
         with pytest.raises(
             ConfigError, match=f"apply_to: '{network}' is not valid; it must be both with agent.temp"

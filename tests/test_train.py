@@ -488,6 +488,17 @@ def test_the_agent_learns_the_point_suite(seed):
     assert after.mean_success >= 0.9, {name: scores.success.mean() for name, scores in after.tasks.items()}
 
 
+def test_envs_that_cannot_be_saved_begin_new_episodes_for_the_reward_scale_too(make_trainer):
+    trainer = make_trainer(warmup_steps=20, horizon=30)
+    trainer.learn(5 * 10)
+    state = trainer.state_dict()
+    assert trainer.agent.rewards.running.all()
+    again = make_trainer(warmup_steps=20, horizon=30)
+    again.load_state_dict({**state, "envs": None})
+    assert not again.agent.rewards.running.any()
+    assert torch.equal(again.agent.rewards.largest, trainer.agent.rewards.largest)
+
+
 # --- subnormal numbers ---------------------------------------------------------------------------------------
 
 
@@ -505,12 +516,15 @@ def test_moments_of_a_dead_unit_end_at_0_and_never_as_subnormal_numbers(make_tra
 
 
 @pytest.mark.parametrize("flushed", [True, False])
-def test_training_leaves_the_treatment_of_subnormal_numbers_as_it_was(make_trainer, flushed):
+def test_updates_flush_subnormal_numbers_and_leave_their_treatment_as_it_was(make_trainer, flushed):
     seen = []
     torch.set_flush_denormal(flushed)
     try:
-        make_trainer().learn(50, lambda *_: seen.append(float(torch.tensor(1e-40) * 1)))
-        assert set(seen) == {0.0}
+        trainer = make_trainer()
+        update = trainer.agent.update
+        trainer.agent.update = lambda *a, **k: seen.append(float(torch.tensor(1e-40) * 1)) or update(*a, **k)
+        trainer.learn(5 * 25)
+        assert seen == [0.0] * 5
         assert (float(torch.tensor(1e-40) * 1) == 0) == flushed
     finally:
         torch.set_flush_denormal(False)

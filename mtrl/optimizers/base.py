@@ -274,8 +274,12 @@ class RowMethod(MultiTaskOptimizer):
     kind = "rows"
 
     @abstractmethod
-    def combine_rows(self, jacobian: Tensor) -> Tensor:
-        """Jacobian ``[n, P]`` -> combined gradient ``[P]``; n is T, or less when tasks are absent."""
+    def combine_rows(self, jacobian: Tensor, tasks: Tensor | None = None) -> Tensor:
+        """Jacobian ``[n, P]`` -> combined gradient ``[P]``.
+
+        Args:
+            tasks: long ``[n]``, which of the T tasks these are, for what a method keeps of each; None is all of them.
+        """
 
     def _combine(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         return self.combine_rows(jacobian)
@@ -295,7 +299,7 @@ def of_present(method: MultiTaskOptimizer, seen: Tensor, present: Tensor | None 
     if tasks is not None:
         seen = seen[tasks][:, tasks] if isinstance(method, GramianMethod) else seen[tasks]
     if isinstance(method, RowMethod):
-        return method.combine_rows(seen) if len(seen) else seen.new_zeros(seen.shape[1])
+        return method.combine_rows(seen, tasks) if len(seen) else seen.new_zeros(seen.shape[1])
     assert isinstance(method, Scalarization | GramianMethod)
     if tasks is None:
         return method.weights(seen)

@@ -32,8 +32,7 @@ class FAMO(Scalarization):
         lr: β, the step of ξ.
         gamma: γ, the decay of ξ.
 
-    The defaults are those of the authors' supervised code; their reinforcement-learning code has ``lr`` .01 and
-    ``gamma`` .001.
+    Their reinforcement-learning code trains MT10 with ``lr`` .025 and ``gamma`` .01.
     """
 
     paper = "Liu et al. 2023, NeurIPS, arXiv:2306.03792"

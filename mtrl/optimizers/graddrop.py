@@ -33,7 +33,7 @@ class GradDrop(RowMethod):
         super().__init__(num_tasks, seed=seed)
         self.scale = scale
 
-    def combine_rows(self, jacobian: Tensor) -> Tensor:
+    def combine_rows(self, jacobian: Tensor, tasks: Tensor | None = None) -> Tensor:
         device = jacobian.device
         generator = self.generator
         if device.type != "cpu":

@@ -25,7 +25,7 @@ class TorchJDAggregator(RowMethod):
       aggregators change behaviour at norms far from 1.
     * The result is divided by what as many identical unit gradients give (T for those that sum, such as GradDrop or
       PCGrad; 1 + c for CAGrad; 1 for those that average), found on a copy.
-    * One that keeps something of each pair of tasks (GradVac) begins anew when the number of tasks in a batch changes.
+    * One that keeps something of each pair of tasks (GradVac) begins anew when a batch has other tasks than the last.
     * Draws, which torchjd takes from torch's global generator, come from the own one; the global one is left
     alone.
 
@@ -44,6 +44,7 @@ class TorchJDAggregator(RowMethod):
     def __init__(self, num_tasks: int, *, aggregator: str, seed: int = 0, **options: Any) -> None:
         super().__init__(num_tasks, seed=seed)
         self.shares: dict[int, float] = {}
+        self.seen: list[int] | None = None  # tasks of the last batch; None is all
         cls = find_aggregator(aggregator)
         known = list(inspect.signature(cls).parameters)
         for option in options:
@@ -59,7 +60,10 @@ class TorchJDAggregator(RowMethod):
         if not share > 0:
             raise OptimizerError(f"{aggregator} turns {num_tasks} gradients of 1 into {share}")
 
-    def combine_rows(self, jacobian: Tensor) -> Tensor:
+    def combine_rows(self, jacobian: Tensor, tasks: Tensor | None = None) -> Tensor:
+        seen = None if tasks is None or len(tasks) == self.num_tasks else tasks.tolist()
+        if seen != self.seen:
+            self.aggregator, self.seen = copy.deepcopy(self.fresh), seen
         norm = jacobian.norm(dim=1).max()
         norm = torch.where(norm > 0, norm, torch.ones_like(norm))
         result = aggregate(self.aggregator, jacobian / norm, self.draw_seed())
@@ -72,14 +76,15 @@ class TorchJDAggregator(RowMethod):
         return self.shares[tasks]
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "aggregator": _state_of(self.aggregator)}
+        return {**super().state_dict(), "aggregator": _state_of(self.aggregator), "seen": self.seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         own = dict(state)
-        values = own.pop("aggregator", None)
+        values, seen = own.pop("aggregator", None), own.pop("seen", None)
         if values is None or set(values) != set(_state_of(self.aggregator)):
             raise OptimizerError(f"the state is not that of a {type(self.aggregator).__name__}")
         super().load_state_dict(own)
+        self.seen = seen
         modules = dict(self.aggregator.named_modules())
         for key, value in values.items():
             path, name = key.rsplit("/", 1)

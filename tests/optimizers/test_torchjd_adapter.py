@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from mtrl.optimizers import OptimizerError, make_optimizer
+from mtrl.optimizers import OptimizerError, make_optimizer, of_present
 
 aggregation = pytest.importorskip("torchjd.aggregation")
 
@@ -95,3 +95,16 @@ def test_without_torchjd_the_error_says_how_to_get_it(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "torchjd", None)
     with pytest.raises(OptimizerError, match=r"pip install 'mtrl-suite\[torchjd\]'"):
         make_optimizer("torchjd:ConFIG", 3)
+
+
+def test_a_state_of_pairs_is_never_that_of_other_tasks() -> None:
+    used, fresh = (make_optimizer("torchjd:GradVac", 4, beta=0.5) for _ in range(2))
+    jacobian = normal(4, 20)
+    for _ in range(5):
+        of_present(used, jacobian, torch.tensor([True, True, True, False]))
+    others = torch.tensor([False, True, True, True])
+    used.generator.set_state(fresh.generator.get_state())
+    torch.testing.assert_close(of_present(used, jacobian, others), of_present(fresh, jacobian, others))
+    again = make_optimizer("torchjd:GradVac", 4, beta=0.5)
+    again.load_state_dict(used.state_dict())
+    torch.testing.assert_close(of_present(again, jacobian, others), of_present(used, jacobian, others))
