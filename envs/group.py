@@ -58,7 +58,7 @@ class Group:
 
     def modes(self) -> list[tuple[Any, float]]:
         """Per task its render mode, and control steps per second of the world that it shows."""
-        return [(env.render_mode, float(env.metadata.get("render_fps", 30))) for env in self.envs]
+        return [(env.render_mode, float(env.metadata.get("render_fps") or 30)) for env in self.envs]
 
     def reset(
         self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]

@@ -32,7 +32,8 @@ def layers(env: Any) -> Iterator[Any]:
 def find(env: Any, *methods: str) -> Any:
     """The outermost layer that has all these methods; None if none has."""
     for layer in layers(env):
-        if all(callable(getattr(layer, method, None)) for method in methods):
+        # not by getattr: a wrapper may forward what it has not
+        if all(callable(getattr(type(layer), m, vars(layer).get(m))) for m in methods):
             return layer
     return None
 
@@ -54,7 +55,10 @@ def capture(env: Any) -> tuple[Any, list[dict[str, Any]]]:
         if layer is owner:
             break
         try:
-            around.append({"wrapper": full_name(type(layer)), "attributes": _attributes(layer)})
+            spaces = [_draws(space) for space in (layer.action_space, layer.observation_space)]
+            around.append(
+                {"wrapper": full_name(type(layer)), "attributes": _attributes(layer), "spaces": spaces}
+            )
         except TypeError as error:
             raise SuiteError(
                 f"its wrapper {type(layer).__name__} cannot be saved ({error}); "
@@ -77,6 +81,14 @@ def restore(env: Any, state: Any, around: list[dict[str, Any]]) -> None:
     owner.set_state(state)
     for layer, saved in zip(wrappers, around, strict=True):
         _put(layer, saved["attributes"])
+        spaces = (layer.action_space, layer.observation_space)
+        for space, state in zip(spaces, saved.get("spaces", ()), strict=False):  # older states have none
+            space.np_random.bit_generator.state = state
+
+
+def _draws(space: gym.Space[Any]) -> Any:
+    """The state of the generator of a space, which a wrapper may sample."""
+    return space.np_random.bit_generator.state
 
 
 def _owner(env: Any) -> Any:

@@ -24,6 +24,7 @@ Env = gym.Env[Any, Any]
 
 _IN_USE: weakref.WeakValueDictionary[int, TaskEnv] = weakref.WeakValueDictionary()
 """Innermost env, by its id, and the task that steps it."""
+_LEARNING = (gym.wrappers.NormalizeObservation, gym.wrappers.NormalizeReward)
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -64,12 +65,19 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         self.name = spec.name
         env = _make(spec)
         super().__init__(env)
-        other = _IN_USE.setdefault(id(env.unwrapped), self)
-        if other is not self:
+        other = _IN_USE.get(id(env.unwrapped))
+        if other is not None:
             raise SuiteError(
                 f"task {spec.name}: its env is the same object as that of task {other.name}, whose state it would "
                 "share; make an env of its own for each task, in training and in evaluation"
             )
+        for layer in layers.layers(env):
+            if isinstance(layer, _LEARNING) and layer.update_running_mean:
+                raise SuiteError(
+                    f"task {spec.name}: its wrapper {type(layer).__name__} learns as it goes, so that evaluation would "
+                    "see other numbers than training; leave it out (agent.reward_scale scales rewards), or set its "
+                    "update_running_mean to False"
+                )
         box, actions = env.observation_space, env.action_space
         if not isinstance(box, gym.spaces.Box) or len(box.shape) != 1 or box.dtype.kind not in "fiub":
             raise SuiteError(
@@ -115,6 +123,7 @@ class TaskEnv(gym.Wrapper[NDArray[np.float32], NDArray[np.float32], Any, Any]):
         self._return = 0.0
         self._success: bool | None = None
         self._told_silence = False
+        _IN_USE[id(env.unwrapped)] = self  # now that nothing can be refused any more
 
     @property
     def num_goals(self) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, Protocol
 
@@ -79,6 +79,17 @@ class Scores:
         """The tasks that never tell their success."""
         return [name for name, scores in self.tasks.items() if not scores.told]
 
+    def told_by(self, names: Collection[str]) -> Scores:
+        """With 0 for the success of those of these tasks that told none."""
+        tasks = {
+            name: replace(
+                scores, success=np.nan_to_num(scores.success), success_at_end=np.nan_to_num(scores.success_at_end)
+            )
+            if name in names else scores
+            for name, scores in self.tasks.items()
+        }  # fmt: skip
+        return Scores(tasks)
+
     @property
     def mean_return(self) -> float:
         return float(np.mean([scores.returns.mean() for scores in self.tasks.values()]))
@@ -131,7 +142,7 @@ def evaluate(
     Args:
         policy: sees observations ``[T, D + T]``; tasks that it knows in another order are given to it in that.
         envs: one environment per task, made for evaluation, so that successive episodes take the goals
-            in order. Its infos tell ``success`` (this step) and ``is_success`` (so far), or None.
+            in order. Its infos tell ``success`` (this step) or ``is_success`` (this step, or so far), or None.
         episodes: per task.
         task_names: T names, in the order of ``envs``; needed where these have none.
 
@@ -146,8 +157,9 @@ def evaluate(
     tasks = range(envs.num_envs)
     records: list[list[tuple[float, float, float, float]]] = [[] for _ in tasks]
     returns, steps = np.zeros(envs.num_envs), np.zeros(envs.num_envs, dtype=int)
-    first_success = np.full(envs.num_envs, np.nan)
-    envs.seed(0)  # starts the order of goals anew, and the draws of envs that have some
+    first_success, success = np.full((2, envs.num_envs), np.nan)
+    # starts the order of goals anew, and the draws of envs that have some
+    envs.seed(getattr(envs, "suite_seed", 0))
     observations = envs.reset()
     while any(len(record) < episodes for record in records):
         assert isinstance(observations, np.ndarray)
@@ -159,16 +171,18 @@ def evaluate(
         returns += rewards
         steps += 1
         for t in tasks:
-            success = infos[t].get("is_success")
-            if success and np.isnan(first_success[t]):
+            so_far = infos[t].get("is_success")
+            now = infos[t].get("success", so_far)
+            for flag in (so_far, now):
+                if flag is not None:
+                    success[t] = np.fmax(success[t], float(flag))
+            if success[t] == 1 and np.isnan(first_success[t]):
                 first_success[t] = steps[t]
             if dones[t]:
                 if len(records[t]) < episodes:
-                    told = [
-                        np.nan if flag is None else float(flag) for flag in (success, infos[t].get("success"))
-                    ]
-                    records[t].append((told[0], told[1], float(returns[t]), float(first_success[t])))
-                returns[t], steps[t], first_success[t] = 0, 0, np.nan
+                    at_end = np.nan if now is None else float(now)
+                    records[t].append((success[t], at_end, returns[t], first_success[t]))
+                returns[t], steps[t], first_success[t], success[t] = 0, 0, np.nan, np.nan
             elif steps[t] >= limit and len(records[t]) < episodes:
                 raise ConfigError(
                     f"task {task_names[t]}: an episode has not ended after {steps[t]} steps, and could not be "

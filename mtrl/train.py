@@ -207,7 +207,10 @@ class Trainer:
         self.observations = None if state["envs"] is None else state["observations"].numpy()
         self.metrics = {k: Conflict(*v) if isinstance(v, list) else v for k, v in state["metrics"].items()}
         self.agent.load_state_dict(state["agent"])
-        if state["envs"] is None:
+        if state["envs"] is None:  # not the run's first episodes again
+            self.envs.seed(
+                int(torch.randint(2**31, (), generator=self.agent.generator, device=self.agent.device))
+            )
             self.agent.rewards.begin_episodes()
 
     def predict(

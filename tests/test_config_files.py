@@ -98,14 +98,16 @@ def test_a_preset_serves_every_suite_in_python_yaml_and_on_the_command_line(pres
     assert Protocol.from_dict(protocol.to_dict()) == protocol
 
 
-def test_explicit_fields_override_a_preset_wherever_they_stand(write):
+def test_explicit_fields_override_the_preset_of_their_file_and_a_preset_its_base(write):
     assert Protocol.named("paper", horizon=100).horizon == 100
     path = write(
         top="protocol: {horizon: 100, preset: brc}", twin="base: top.yaml\nprotocol: {preset: paper}"
     )
     assert parse_train(["--config", path]).protocol == Protocol.named("brc", horizon=100)
     twin = path.replace("top", "twin")
-    assert parse_train(["--config", twin]).protocol == Protocol.named("paper", horizon=100, reward="v2")
+    assert parse_train(["--config", twin]).protocol == Protocol.named(
+        "paper", reward="v2"
+    )  # as on a command line
     preset, own = ["--protocol.preset=brc"], ["--protocol.horizon", "90"]
     for arguments in (preset + own, own + preset):
         assert parse_train(arguments).protocol == Protocol.named("brc", horizon=90)

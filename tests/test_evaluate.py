@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy.stats import binomtest
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
 from mtrl.config import ConfigError
 from mtrl.envs import Protocol, make_suite
@@ -133,6 +133,34 @@ def test_envs_without_goals_are_evaluated_on_the_same_draws_each_time():
     assert first["one"].returns.tolist() == second["one"].returns.tolist()
     assert len({*first["one"].returns, *first["two"].returns}) == 8
     envs.close()
+
+
+@pytest.mark.filterwarnings("ignore:task")
+def test_envs_without_goals_are_evaluated_on_draws_of_the_suites_seed():
+    returns = []
+    for seed in (0, 1, 1):
+        envs = make_suite({"one": Dice}, seed=seed, workers=0, evaluation=True)
+        returns.append(evaluate(Still(), envs, 4).tasks["one"].returns.tolist())
+    assert returns[0] != returns[1] == returns[2]
+
+
+@pytest.mark.parametrize("key", ["success", "is_success"])
+def test_success_of_any_step_counts_whatever_vec_env_tells_it(key):
+    class Passing(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            self.steps = 0
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            self.steps += 1
+            return np.zeros(2, np.float32), 1.0, self.steps == 5, False, {key: self.steps == 2}
+
+    scores = evaluate(Still(), DummyVecEnv([Passing]), 2, ["a"]).tasks["a"]
+    assert (scores.success.tolist(), scores.success_at_end.tolist()) == ([1, 1], [0, 0])
+    assert scores.steps_to_success.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(("successes", "episodes"), [(0, 10), (3, 10), (25, 50), (49, 50), (50, 50)])

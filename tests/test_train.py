@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper, VecMonitor, VecNorma
 
 from mtrl.config import ConfigError
 from mtrl.envs import Protocol, SuiteError, make_suite
-from mtrl.evaluate import evaluate
+from mtrl.evaluate import Scores, TaskScores, evaluate
 from mtrl.policy import load_policy
 from mtrl.replay import TaskReplay
 from mtrl.run.callbacks import EvaluationCallback, LogCallback
@@ -465,6 +465,50 @@ def test_tasks_that_tell_no_success_are_trained_and_logged_without_a_number(make
     assert best.exists()  # the newest
 
 
+def test_the_best_policy_is_by_success_from_the_first_evaluation_that_tells_it(
+    make_trainer, tmp_path, monkeypatch
+):
+    def scored(success, returns):
+        columns = (np.array([value]) for value in (success, success, returns, np.nan))
+        return Scores({"a": TaskScores(*columns)})
+
+    def made():
+        trainer = make_trainer()
+        trainer.save = lambda path: saved.append(len(shown))
+        callback = EvaluationCallback(
+            trainer.envs, 1, 1, lambda steps, seconds, scores: shown.append(scores), tmp_path / "best"
+        )
+        callback.init_callback(trainer)
+        callback.on_training_start({}, {})
+        monkeypatch.setattr(callback, "record_tasks", lambda *rows: None)
+        return callback
+
+    monkeypatch.setattr(EvaluationCallback, "_on_training_start", lambda self: None)
+    monkeypatch.setattr(EvaluationCallback, "task_names", ("a",))
+    results = [
+        scored(np.nan, 20.0),
+        scored(0.5, -5.0),
+        scored(np.nan, 30.0),
+        scored(0.4, 0.0),
+        scored(0.7, -9.0),
+    ]
+    monkeypatch.setattr("mtrl.run.callbacks.evaluate", lambda *_: results.pop(0))
+    saved, shown = [], []
+    callback = made()
+    for _ in range(3):
+        callback.due()
+    again = made()
+    state = callback.state_dict()
+    steps, tasks = state["last"]
+    tensors = {n: {k: torch.from_numpy(v) for k, v in task.items()} for n, task in tasks.items()}
+    again.load_state_dict({**state, "last": [steps, tensors]})
+    for _ in range(2):
+        again.due()
+    assert saved == [1, 2, 5]
+    # who tells success only when it is reached tells none in an evaluation without
+    assert [s.tasks["a"].success.tolist() for s in shown[1:]] == [[0.5], [0.0], [0.4], [0.7]]
+
+
 # --- learning ----------------------------------------------------------------------------------------------------
 
 
@@ -497,6 +541,9 @@ def test_envs_that_cannot_be_saved_begin_new_episodes_for_the_reward_scale_too(m
     again.load_state_dict({**state, "envs": None})
     assert not again.agent.rewards.running.any()
     assert torch.equal(again.agent.rewards.largest, trainer.agent.rewards.largest)
+    assert not np.array_equal(
+        again.envs.reset(), make_trainer().envs.reset()
+    )  # nor the run's first ones again
 
 
 # --- subnormal numbers ---------------------------------------------------------------------------------------

@@ -235,7 +235,7 @@ def warnings(curves: Sequence[Curve]) -> list[str]:
     }
     if len({tuple(g) for g in goals.values()}) > 1:
         told = "; ".join(f"{label}: {', '.join(g)}" for label, g in goals.items())
-        found.append(f"goals are fixed by the seed, and the labels have different ones ({told})")
+        found.append(f"the labels have goals of different seeds ({told})")
     for label, seeds in by_label(curves).items():
         if len({curve.settings.get("config") for curve in seeds} - {None}) > 1:
             found.append(f"the runs of {label} have different settings, not only seeds")

@@ -200,10 +200,15 @@ def read_curve(path: str | Path) -> Curve:
         episodes |= {int(real(s, "episodes", where, 1)) for s in scores if s.get("episodes") is not None}
     return Curve(
         **about(run, np.array(steps)), task_names=tasks, steps=np.array(steps), minutes=np.array(minutes),
-        success=np.array(columns["success"]), at_end=np.array(columns["success_at_end"]),
+        success=none_is_no(np.array(columns["success"])), at_end=none_is_no(np.array(columns["success_at_end"])),
         returns=np.round(np.array(columns["return"]), 3),
         episodes=episodes.pop() if len(episodes) == 1 else None, unseen=unseen_of(run, tasks, steps[-1]),
     )  # fmt: skip
+
+
+def none_is_no(told: Array) -> Array:
+    """Success ``[n, T]`` with 0 for NaN where the task tells it in another evaluation: some tell it when reached."""
+    return np.where(np.isnan(told) & np.isfinite(told).any(axis=0), 0.0, told)
 
 
 def unseen_of(run: RunPaths, tasks: tuple[str, ...], last_step: float) -> Unseen | None:
@@ -286,8 +291,8 @@ def seed_of(run: RunPaths, config: dict[str, Any]) -> int | None:
 
 
 def settings_of(config: dict[str, Any], meta: dict[str, Any], protocol: dict[str, Any]) -> dict[str, Any]:
-    """``goals`` (their seed, where they are fixed), ``total_steps_per_task``, ``commit`` (several, where a run went on
-    with another), ``kernels``, ``versions`` and ``config``: a digest of the settings that are an arm's.
+    """``goals`` (their seed, where fixed or given), ``total_steps_per_task``, ``commit`` (several, where
+    a run went on with another), ``kernels``, ``versions`` and ``config``: a digest of the settings that are an arm's.
     """
     # by what differs from the defaults: a setting that a later version adds makes no other arm
     defaults = dict(flat_items(plain(asdict(TrainConfig()))))
@@ -299,7 +304,9 @@ def settings_of(config: dict[str, Any], meta: dict[str, Any], protocol: dict[str
     text = json.dumps(of_arm, sort_keys=True, default=str)
     parts = [meta, *(part for part in meta.get("resumed") or () if isinstance(part, dict))]
     return {
-        "goals": goal_seed_of(config, protocol) if protocol.get("goals") == "fixed" else None,
+        "goals": goal_seed_of(config, protocol)
+        if protocol.get("goals") == "fixed"
+        else protocol.get("goal_seed"),
         "total_steps_per_task": config.get("total_steps_per_task"),
         "commit": ", ".join(dict.fromkeys(str(part["commit"]) for part in parts if part.get("commit")))
         or None,

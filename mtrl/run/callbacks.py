@@ -239,7 +239,10 @@ class EvaluationCallback(TrainerCallback):
         super().__init__(every)
         self.envs, self.episodes, self.on_scores, self.best = envs, episodes, on_scores, best
         self.last: tuple[int, Scores] | None = None
-        self.best_score = -math.inf
+        self.best_score, self.best_by = -math.inf, ""
+        self.told: set[str] = (
+            set()
+        )  # tasks that have told success: where they tell none later, there was none
         self.said = False
 
     def _on_training_start(self) -> None:
@@ -255,6 +258,8 @@ class EvaluationCallback(TrainerCallback):
         scores = evaluate(self.trainer, self.envs, self.episodes, self._names())
         self.trainer.seconds["evaluation"] += time.perf_counter() - start
         self.trainer.keep_time()  # a checkpoint of this step has both or neither
+        self.told |= set(scores.tasks) - set(scores.silent)
+        scores = scores.told_by(self.told)
         self.last = self.steps_per_task, scores
         self.record("eval/mean_reward", scores.mean_return)
         if scores.silent:
@@ -268,9 +273,9 @@ class EvaluationCallback(TrainerCallback):
         self.record_tasks("eval_return", [scores.tasks[name].returns.mean() for name in self.task_names])
         self.trainer.dump_logs()
         self.on_scores(self.steps_per_task, seconds, scores)
-        score = scores.mean_return if scores.silent else scores.mean_success
-        if score > self.best_score:
-            self.best_score = score
+        by, score = ("return", scores.mean_return) if scores.silent else ("success", scores.mean_success)
+        if by != self.best_by or score > self.best_score:
+            self.best_by, self.best_score = by, score
             self.trainer.save(self.best)
         return True
 
@@ -284,7 +289,12 @@ class EvaluationCallback(TrainerCallback):
         if self.last is not None:
             steps, scores = self.last
             last = [steps, {name: vars(task) for name, task in scores.tasks.items()}]
-        return {"best_score": self.best_score, "last": last}
+        return {
+            "best_score": self.best_score,
+            "best_by": self.best_by,
+            "told": sorted(self.told),
+            "last": last,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_score = state["best_score"]
@@ -292,6 +302,9 @@ class EvaluationCallback(TrainerCallback):
             steps, tasks = state["last"]
             columns = {name: {k: v.numpy() for k, v in task.items()} for name, task in tasks.items()}
             self.last = steps, Scores({name: TaskScores(**task) for name, task in columns.items()})
+            # earlier versions told neither
+            self.told = set(state.get("told", set(columns) - set(self.last[1].silent)))
+            self.best_by = state.get("best_by", "return" if self.last[1].silent else "success")
 
 
 class VideoCallback(TrainerCallback):

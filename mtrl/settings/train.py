@@ -23,38 +23,35 @@ from mtrl.settings.keys import COMMAND_ONLY, SECTIONS, WITH_OPTIONS, build, chec
 from mtrl.values import flat_items, merged, nested, plain, shown
 
 
-def load_config(path: Path) -> dict[str, Any]:
-    """A config's settings above those of its ``base``, with ``protocol.preset`` spelt out: self-contained.
+def load_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A config's settings above those of its ``base`` (a shipped config, or a file next to it): self-contained.
+
+    Its ``protocol.preset`` is spelt out above the base, and below the protocol's fields that the config itself has.
+    A base's ``label`` and ``run_dir`` are its own runs'; naming another optimizer drops the base's options.
+
+    Args:
+        above: configs that this one is a base of.
 
     Raises:
         ConfigError: naming a key or a base that there is not, or configs that are each other's base.
         SuiteError: there is no such preset.
-    """
-    settings = with_base(path, ())
-    protocol = settings.get("protocol")
-    if isinstance(protocol, dict) and "preset" in protocol:
-        fields = {key: value for key, value in protocol.items() if key != "preset"}
-        settings["protocol"] = {**preset_fields(protocol["preset"]), **fields}
-    return settings
-
-
-def with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """A config's settings above those of its ``base`` (a shipped config, or a file next to it).
-
-    A base's ``label`` and ``run_dir`` are its own runs'; naming another optimizer drops the base's options.
     """
     if path in above:
         chain = " -> ".join(str(p) for p in (*above[above.index(path) :], path))
         raise ConfigError(f"base: configs that are each other's base ({chain})")
     own = read_settings(path)
     check_keys(own, ("base", "protocol.preset"))
+    protocol = own.get("protocol")
+    if isinstance(protocol, dict) and "preset" in protocol:
+        fields = {key: value for key, value in protocol.items() if key != "preset"}
+        own["protocol"] = {**preset_fields(protocol["preset"]), **fields}
     name = own.pop("base", None)
     if name is None:
         return own
     if not isinstance(name, str):
         raise ConfigError(f"base: {shown(name)} in {path} is not the name of a config")
     neighbour = path.parent / name
-    base = with_base(neighbour if neighbour.is_file() else find_config(name), (*above, path))
+    base = load_config(neighbour if neighbour.is_file() else find_config(name), (*above, path))
     for key in ("label", "run_dir"):
         base.pop(key, None)
     return laid_over(base, own)

@@ -52,6 +52,37 @@ class Delegates(Squares):
         self.env.set_state(state["inner"])
 
 
+class Forwards(gym.Wrapper):
+    """As many write them: what it has not is asked of the env; and it has a state of its own."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.steps = 0
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+    def step(self, action):
+        self.steps += 1
+        observation, reward, *rest = self.env.step(action)
+        return observation, reward + self.steps, *rest
+
+
+class Samples(gym.Wrapper):
+    """Adds what it draws from its action space."""
+
+    def step(self, action):
+        observation, reward, *rest = self.env.step(action)
+        return observation, reward + float(self.action_space.sample()[0]), *rest
+
+
+def still(wrapper):
+    wrapper.update_running_mean = False
+    return wrapper
+
+
 def counted(env):
     """A reward that a function changes, which keeps a variable of the one around it."""
     steps = 0
@@ -70,12 +101,14 @@ WRAPPED = {
     "RescaleAction": lambda: wrappers.RescaleAction(SavedEnv(), np.float32(-2), np.float32(3)),
     "Monitor": lambda: Monitor(SavedEnv(length=5)),
     "RecordEpisodeStatistics": lambda: wrappers.RecordEpisodeStatistics(SavedEnv(length=5), buffer_length=2),
-    "NormalizeObservation": lambda: wrappers.NormalizeObservation(SavedEnv()),
-    "NormalizeReward": lambda: wrappers.NormalizeReward(SavedEnv()),
+    "NormalizeObservation": lambda: still(wrappers.NormalizeObservation(SavedEnv())),
+    "NormalizeReward": lambda: still(wrappers.NormalizeReward(SavedEnv())),
     "TimeAwareObservation": lambda: wrappers.TimeAwareObservation(wrappers.TimeLimit(SavedEnv(), 5)),
     "DelayObservation": lambda: wrappers.DelayObservation(SavedEnv(), 2),
     "FrameStack": lambda: wrappers.FlattenObservation(wrappers.FrameStackObservation(SavedEnv(), 3)),
     "TransformReward": lambda: wrappers.TransformReward(SavedEnv(), lambda reward: 2 * reward),
+    "forwarding": lambda: wrappers.TimeLimit(Forwards(SavedEnv()), 5),
+    "sampling": lambda: wrappers.TimeLimit(Samples(SavedEnv()), 5),
     "a closure": lambda: counted(SavedEnv()),
     "one's own": lambda: Halves(wrappers.TimeLimit(SavedEnv(), 5)),
     "delegating": lambda: wrappers.TimeLimit(Delegates(SavedEnv()), 5),
@@ -134,6 +167,25 @@ def test_a_wrapper_that_cannot_be_saved_is_named():
     bare = make_suite({"a": lambda: wrappers.TimeLimit(OwnEnv(), 5)})
     with pytest.raises(SuiteError, match="task a: its env has no get_state and set_state"):
         bare.get_state()
+
+
+@pytest.mark.parametrize("wrapper", [wrappers.NormalizeObservation, wrappers.NormalizeReward])
+def test_a_wrapper_that_learns_as_it_goes_is_refused_and_the_env_is_free_again(wrapper):
+    env = wrappers.TimeLimit(wrapper(SavedEnv()), 5)
+    with pytest.raises(
+        SuiteError, match=f"task a: its wrapper {wrapper.__name__} learns as it goes"
+    ) as caught:
+        make_suite({"a": lambda: env})
+    still(env.env)
+    make_suite({"a": lambda: env})  # though the exception, with all that it refers to, is still there
+    assert caught.value
+
+
+def test_an_env_whose_metadata_have_no_frame_rate_is_taken():
+    class Silent(SavedEnv):
+        metadata = {"render_modes": [], "render_fps": None}  # noqa: RUF012
+
+    assert make_suite({"a": Silent}).metadata["render_fps"] == 30
 
 
 def test_a_state_of_other_wrappers_is_refused():

@@ -186,7 +186,7 @@ def test_what_makes_runs_unlike_is_said_in_a_line_each(make_run):
     for words in (
         "numbers of episodes per evaluation: 1, 5", "total steps per task: 5, 9", "commits: a, b",
         "runs end at 1 to 2 steps per task: all are compared up to the end of ",
-        "versions: {'torch': '1'}", "goals are fixed by the seed, and the labels have different ones (x: 0; y: 7)",
+        "versions: {'torch': '1'}", "the labels have goals of different seeds (x: 0; y: 7)",
     ):  # fmt: skip
         assert sum(words in line for line in told) == 1, words
     alike = [make_run(f"{x}/seed3", {1: (1, 1)}, config="seed: 3", **one) for x in "vw"]
@@ -267,6 +267,11 @@ def test_conflict_over_training_is_the_mean_of_what_was_measured_since_the_evalu
     (run / "conflict.jsonl").unlink()
     assert cli.main(["compare", str(run), "--conflict_curves=x.png", "--json=-"]) == 2
     assert "conflict_curves: no run of x has its conflict over training" in capsys.readouterr().err
+
+
+def test_an_evaluation_in_which_a_task_told_no_success_had_none_if_another_told_some(make_run):
+    curve = read_curve(make_run("x/seed0", {1: (None, None), 2: (0.5, None)}))
+    np.testing.assert_array_equal(curve.success, [[0, np.nan], [0.5, np.nan]])
 
 
 def test_the_margin_is_the_metrics_unless_it_is_given(make_run, capsys):
