@@ -109,7 +109,7 @@ def cores() -> int:
 
 @contextmanager
 def flushed_subnormals() -> Iterator[None]:
-    """Numbers nearer to 0 than 1.2e-38 are 0, on this thread and on those that it starts.
+    """Numbers nearer to 0 than 1.2e-38 are 0, on this thread; torch's others keep what they began with.
 
     Without layer norm, a dead unit's moments in Adam become such numbers and stay so, and a processor takes ten times
     as long for them: a tenth of a step of MT10.

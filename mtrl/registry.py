@@ -60,7 +60,7 @@ def find(name: str, known: Mapping[str, type[T]], base: type[T], what: str, *mor
     sys.path.append(os.getcwd())
     try:
         there = vars(importlib.import_module(module))
-    except Exception as error:  # whatever a module raises when it is imported
+    except (Exception, SystemExit) as error:  # whatever a module raises when it is imported
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{name!r}: the module {module} cannot be imported ({detail})") from None
     finally:

@@ -220,3 +220,15 @@ def test_a_trainer_with_a_logger_logs_training_without_a_callback() -> None:
     assert {"train/critic_loss", "train_q/point-reach", "rollout/success_rate", "time/fps"} <= set(
         rows.rows[0][1]
     )
+
+
+def test_a_setting_may_be_a_path_or_numpys_and_what_is_none_is_refused():
+    assert api.as_text("run_dir", Path("a/b")) == "a/b"
+    assert api.as_text("seed", np.int64(3)) == "3"
+    assert (
+        api.as_text("agent.actor.hidden", np.array([8, 8]))
+        == api.as_text("agent.actor.hidden", [8, 8])
+        == "[8, 8]"
+    )
+    with pytest.raises(ConfigError, match="seed: <object"):
+        api.as_text("seed", object())

@@ -7,8 +7,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
-
 from mtrl.commands.evaluate import described, find_policy, protocol_of, scores_of
 from mtrl.commands.video import shoot
 from mtrl.config import ConfigError
@@ -17,7 +15,7 @@ from mtrl.results.card import model_card, require_cards
 from mtrl.results.tables import scores_table, show
 from mtrl.run.board import differences
 from mtrl.run.folder import RunFolder
-from mtrl.settings.files import path_of, read_settings
+from mtrl.settings.files import dump_yaml, path_of, read_settings
 from mtrl.settings.parser import Parser
 from mtrl.settings.train import parse_train
 
@@ -51,7 +49,7 @@ def main(arguments: list[str]) -> int:
         place.mkdir()
         found.policy.save(place / "policy.safetensors")
         settings = {**read_settings(run.config), "run_dir": None}  # it was a place on this machine
-        config = yaml.safe_dump(settings, sort_keys=False)
+        config = dump_yaml(settings)
         (place / "config.yaml").write_text(config, encoding="utf-8")
         (place / "evaluation.json").write_text(json.dumps(evaluation, indent=1) + "\n")
         picture: str | None = PICTURE

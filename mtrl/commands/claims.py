@@ -55,6 +55,8 @@ def main(arguments: list[str]) -> int:
     for line in young:
         print(f"mtrl: warning: {line}", file=sys.stderr)
     bench = path_of("bench", args.bench) if args.bench else BENCH
+    if args.bench and not bench.is_file():
+        raise ConfigError(f"bench: {bench} does not exist")
     planned = planned_seeds(arms)
     for arm in arms.keys() & planned.keys():
         if others := sorted({str(curve.seed) for curve in arms[arm]} - {str(seed) for seed in planned[arm]}):

@@ -14,6 +14,7 @@ from mtrl.envs.vec import SuiteVecEnv
 from mtrl.errors import PolicyError
 from mtrl.evaluate import Scores, evaluate
 from mtrl.policy import Policy, load_policy
+from mtrl.results.reading import read_json
 from mtrl.results.tables import report_json, require_writable, scores_table, show
 from mtrl.run.folder import RunFolder
 from mtrl.settings.files import path_of
@@ -74,7 +75,7 @@ def main(arguments: list[str]) -> int:
         return 0
     steps = result["steps_per_task"]
     at = "" if steps is None else f" at {steps} steps per task"
-    title = f"{args.run} ({args.checkpoint}{at}, {protocol.name})"
+    title = f"{args.run} ({found.checkpoint}{at}, {protocol.name})"
     show(scores_table(scores, title))
     if unseen:
         print(f"Goals of seed {protocol.goal_seed}, on which it never trained: recorded in {record}")
@@ -91,7 +92,7 @@ class Found:
 
     Attributes:
         named: as the user named the place.
-        checkpoint: best or last.
+        checkpoint: best or last; not known of a file of another name.
         status: of its run; "not known" for a file.
     """
 
@@ -212,10 +213,13 @@ def find_policy(path: Path, checkpoint: str) -> Found:
         PolicyError: the file is damaged or foreign.
     """
     if path.is_file():
-        return Found(load_policy(path), str(path), checkpoint, "not known")
+        kind = {"policy": "last", "policy_best": "best"}.get(path.stem, "not known")
+        return Found(load_policy(path), str(path), kind, "not known")
     run = RunFolder(path)
     if (path / "evaluation.json").is_file() and not run.meta.exists():  # made by `mtrl card`
-        return Found(load_policy(run.last), str(path), checkpoint, "published")
+        told = read_json(path / "evaluation.json")
+        kind = str(told.get("checkpoint", "not known")) if isinstance(told, dict) else "not known"
+        return Found(load_policy(run.last), str(path), kind, "published")
     if not run.config.is_file():
         there = sorted(str(p.parent) for p in Path("runs").glob("*/*/*/policy.safetensors"))[:4]
         hint = f"; policies are in {', '.join(there)}" if there else ""

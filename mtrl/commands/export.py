@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
+from mtrl.config import ConfigError
 from mtrl.files import write_synced
 from mtrl.results.compare import read_curves
-from mtrl.results.export import write_table
+from mtrl.results.export import FORMAT, read_table, write_table
+from mtrl.results.reading import Curve
 from mtrl.results.tables import require_writable
 from mtrl.settings.files import path_of
 from mtrl.settings.parser import Parser
+
+
+def keep_what_is_there(path: Path, curves: Sequence[Curve]) -> None:
+    """Refuse to write over another kind of file, or over runs that the new table has not.
+
+    Raises:
+        ConfigError: naming what would be lost.
+    """
+    if not path.exists():
+        return
+    if not path.read_bytes().startswith(FORMAT.encode()):
+        raise ConfigError(f"file: {path} exists and is no table of mtrl export; choose another")
+    kept = {(curve.arm, curve.seed) for curve in curves}
+    if lost := next((old for old in read_table(path) if (old.arm, old.seed) not in kept), None):
+        raise ConfigError(
+            f"file: {path} has runs that would be lost ({lost.arm}, seed {lost.seed}); name it among the runs, "
+            "too, and write to another file, or remove it first"
+        )
 
 
 def main(arguments: list[str]) -> int:
@@ -24,6 +46,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"file: {args.file!r} is not valid; the last name is the table's and ends in .csv")
     require_writable(args.file, "file")
     curves, young = read_curves(args.runs)
+    keep_what_is_there(path, curves)
     text = write_table(curves)
     write_synced(path, text.encode())
     for line in young:

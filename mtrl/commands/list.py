@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     if args.sizes is not None:
         if args.kind != "networks":
-            raise ConfigError("--sizes: it belongs to `mtrl list networks`")
+            raise ConfigError("sizes: it belongs to `mtrl list networks`")
         sizes(args.sizes)
         return 0
     for name in kinds:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from mtrl.commands.train import check_optimizer, started_on
+from mtrl.commands.train import check_optimizer, networks_without_memory, started_on
 from mtrl.config import ConfigError
 from mtrl.results.tables import make_table, show
 from mtrl.run.folder import RunFolder
@@ -94,13 +94,15 @@ def on_ray() -> ModuleType:
 
 
 def check(run: Run) -> None:
-    """Refuse a method or an option that there is not, before anything starts.
+    """Refuse a method, a network or an option that there is not, before anything starts.
 
     Raises:
         ConfigError: naming the arm and the key.
     """
     try:
-        check_optimizer(run.request.config.optimizer, len(run.request.protocol.task_names))
+        tasks = len(run.request.protocol.task_names)
+        check_optimizer(run.request.config.optimizer, tasks)
+        networks_without_memory(run.request.config.agent, 1, 1, tasks)
     except ConfigError as error:
         raise ConfigError(f"arms.{run.arm}: {error}") from None
 

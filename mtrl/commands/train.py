@@ -153,6 +153,10 @@ def check_resumable(run: RunFolder, request: Request) -> list[str]:
                 f"{before} and trains on to more only"
             )
         return changes
+    if request.config.total_steps_per_task < (step := run.checkpoints.newest_step() or 0):
+        raise ConfigError(
+            f"total_steps_per_task: {request.config.total_steps_per_task} is not valid; {run.path} is at {step} already"
+        )
     if changes and not request.allow_changes:
         raise ConfigError(
             f"run_dir: {run.path} holds an unfinished run of other settings ({'; '.join(changes)}); "

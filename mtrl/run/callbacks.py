@@ -341,15 +341,18 @@ class CheckpointCallback(TrainerCallback):
         minutes: between checkpoints, fractions allowed; 0 is only at the start and the end.
         save: writes one.
         signals: of which one may have come.
+        there: whether there is one.
     """
 
-    def __init__(self, minutes: float, save: Callable[[], None], signals: Signals) -> None:
+    def __init__(
+        self, minutes: float, save: Callable[[], None], signals: Signals, there: Callable[[], bool]
+    ) -> None:
         super().__init__()
-        self.minutes, self.save, self.signals = minutes, save, signals
+        self.minutes, self.save, self.signals, self.there = minutes, save, signals, there
         self._last = 0.0
 
     def _on_training_start(self) -> None:
-        if self.trainer.num_timesteps == 0:
+        if not self.there():  # one that is written again at each try would look like progress
             self.save()
         self._last = time.monotonic()
 

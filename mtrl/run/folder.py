@@ -153,9 +153,11 @@ class RunFolder(RunPaths):
             file = os.fdopen(open_own(self._lock_file, os.O_RDWR | os.O_CREAT), "r+")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._lock = file
-            self._lock.truncate(0)
-            self._lock.write(f"{MARK.decode()} {os.getpid()} {started(os.getpid())} {socket.gethostname()}\n")
-            self._lock.flush()
+            # never through an empty file, whose folder would bear no mark if the disk were full or the process killed
+            line = f"{MARK.decode()} {os.getpid()} {started(os.getpid())} {socket.gethostname()}\n".encode()
+            os.pwrite(file.fileno(), line, 0)
+            os.ftruncate(file.fileno(), len(line))
+            os.fsync(file.fileno())
         except BlockingIOError:
             raise ConfigError(f"run_dir: another process is training in {self.path}") from None
         except OSError as error:

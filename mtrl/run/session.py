@@ -69,7 +69,9 @@ class Session:
         log = LogCallback(config.log_every)
         self.guard = GuardCallback(math.gcd(config.log_every, config.eval_every), run.evidence)
         self.evaluation = EvaluationCallback(envs, config.eval_every, episodes, self._on_scores, run.best)
-        self.checkpoint = CheckpointCallback(config.checkpoint_every, self.save, signals)
+        self.checkpoint = CheckpointCallback(
+            config.checkpoint_every, self.save, signals, lambda: run.checkpoints.newest_step() is not None
+        )
         trainer.between_updates = self.checkpoint.due  # a burst is long: it stops and saves between updates
         self.callbacks: dict[str, TrainerCallback] = {
             "guard": self.guard,
@@ -111,6 +113,11 @@ class Session:
                 report(
                     "note: these envs have no get_state and set_state, so a run that goes on begins new episodes: "
                     "it is not the same bit for bit"
+                )
+            if self.config.warmup_steps >= self.config.total_steps_per_task:
+                report(
+                    f"note: no update is made: warmup_steps is {self.config.warmup_steps}, and the run ends at "
+                    f"{self.config.total_steps_per_task}"
                 )
             while not self._learn():
                 self._restore([])
@@ -210,9 +217,9 @@ class Session:
             here = describe_run(protocol, self.trainer.agent.device, self.request.command)
             run.restore_meta(here)
             run.note("resumed", {"steps_per_task": step, "changes": changes, **here})
+        run.mark("RUNNING")  # before the config: a finished run that is to train on is none until it has
         if changes:
             write_synced(run.config, self.request.text.encode())
-        run.mark("RUNNING")
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.trainer.load_state_dict(state["trainer"])
@@ -240,7 +247,7 @@ class Session:
         _, scores = self.evaluation.last
         trainer.logger.close()
         run.mark("DONE")
-        with contextlib.suppress(OSError, ValueError):  # whoever reads it: the run is done
+        with contextlib.suppress(OSError, ValueError, KeyboardInterrupt):  # whoever reads it: the run is done
             show(scores_table(scores, f"success at {steps} steps per task"))
             print(f"done: {self._evaluate_command()}", flush=True)
         return 0

@@ -117,6 +117,25 @@ Loader.add_implicit_resolver(
 )
 
 
+class Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 or 1.2 would read as something else than text."""
+
+
+Dumper.yaml_implicit_resolvers = {
+    first: [
+        *Loader.yaml_implicit_resolvers.get(first, ()),
+        *yaml.SafeLoader.yaml_implicit_resolvers.get(first, ()),
+    ]
+    for first in {**Loader.yaml_implicit_resolvers, **yaml.SafeLoader.yaml_implicit_resolvers}
+}
+
+
+def dump_yaml(settings: Any) -> str:
+    """As :func:`load_yaml` reads it."""
+    text: str = yaml.dump(settings, Dumper=Dumper, sort_keys=False)
+    return text
+
+
 def load_yaml(text: str, what: str, dotted: bool = False) -> Any:
     """A text's content as plain values; keys with dots only where they are said to be ``dotted``.
 

@@ -18,7 +18,7 @@ import yaml
 from mtrl import registry
 from mtrl.config import ConfigError, TrainConfig
 from mtrl.envs import Protocol, preset_fields
-from mtrl.settings.files import find_config, path_of, read_settings
+from mtrl.settings.files import dump_yaml, find_config, path_of, read_settings
 from mtrl.settings.keys import COMMAND_ONLY, SECTIONS, WITH_OPTIONS, build, check_keys, convert, value_of
 from mtrl.values import flat_items, merged, nested, plain, shown
 
@@ -144,6 +144,8 @@ def parse_train(arguments: Sequence[str]) -> Request:
             own = merged(own, nested(key, value_of(key, value)))
             if key.removesuffix(".name") in WITH_OPTIONS or key == "protocol.suite":
                 registry.trust(value.partition(":")[0])  # who types a module's name knows its code
+    if resume is not None and own["run_dir"] != str(resume):
+        raise ConfigError(f"run_dir: it does not go with --resume, which goes on in {resume}")
     settings = laid_over(merged(files, {"protocol": dict(preset)} if preset else {}), own)
     check_keys(settings)
     if "label" not in own and isinstance(labelled.get("label"), str):
@@ -161,9 +163,7 @@ def parse_train(arguments: Sequence[str]) -> Request:
     if values.get("run_dir") is not None:
         values["run_dir"] = str(path_of("run_dir", values["run_dir"]))
     config = build(TrainConfig, values, "")
-    text = yaml.safe_dump(
-        plain({**dataclasses.asdict(config), "protocol": protocol.to_dict()}), sort_keys=False
-    )
+    text = dump_yaml(plain({**dataclasses.asdict(config), "protocol": protocol.to_dict()}))
     command = shlex.join(["mtrl", "train", *arguments])
     return Request(config, protocol, text, command, resume, **flags)
 
@@ -228,7 +228,7 @@ def settle(request: Request, run: Path, device: Literal["cpu", "cuda"]) -> Reque
     agent = replace(agent, precision=precision, kernels=kernels)
     config = replace(config, threads=threads, device=device, agent=agent)
     text = plain({**dataclasses.asdict(config), "protocol": request.protocol.to_dict()})
-    return replace(request, config=config, text=yaml.safe_dump(text, sort_keys=False))
+    return replace(request, config=config, text=dump_yaml(text))
 
 
 def changed_settings(before: Path, now: str) -> list[str]:

@@ -105,6 +105,7 @@ class Board:
         order = (
             "training",
             "failed",
+            "lost",
             "refused",
             "busy",
             "diverged",

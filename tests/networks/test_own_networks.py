@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mtrl import cli
+
 DOCS = Path(__file__).parents[2] / "docs/networks.md"
 METHOD = """
 from torch import Tensor
@@ -136,3 +138,10 @@ def test_a_sweep_tells_its_runs_what_a_file_may_import(folder):
     done = mtrl(folder, "sweep", "grid.yaml", "--import", "my_methods", "--import", "my_networks")
     assert done.returncode == 0, done.stderr
     assert "1 of 1 runs are done" in done.stdout
+
+
+def test_a_module_that_ends_the_process_when_imported_is_bad_input(tmp_path, monkeypatch, capsys):
+    (tmp_path / "quits_at_once.py").write_text("import sys; sys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--config=point", "--agent.network.name=quits_at_once:Net", "--run_dir=r"]) == 2
+    assert "the module quits_at_once cannot be imported" in capsys.readouterr().err

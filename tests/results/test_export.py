@@ -279,3 +279,22 @@ def test_commands_that_only_read_load_no_torch(grid, arguments):
     line = [str(grid) if a == "GRID" else a for a in arguments]
     done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_table_is_never_written_over_what_it_does_not_hold(grid, tmp_path, capsys):
+    one, other = tmp_path / "one.csv", tmp_path / "other.csv"
+    assert cli.main(["export", str(grid / "unitary"), str(one)]) == 0
+    assert cli.main(["export", str(grid / "pcgrad"), str(other)]) == 0
+    notes = tmp_path / "notes.csv"
+    notes.write_text("mine\n")
+    before = {path: path.read_bytes() for path in (one, other, notes)}
+    for target, words in (
+        (other, "has runs that would be lost (grid/pcgrad, seed 0)"),
+        (notes, "is no table of mtrl"),
+    ):
+        capsys.readouterr()
+        assert cli.main(["export", str(one), str(target)]) == 2
+        assert words in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+    assert cli.main(["export", str(one), str(other), str(tmp_path / "both.csv")]) == 0
+    assert cli.main(["export", str(grid / "unitary"), str(one)]) == 0  # what it holds may be written anew

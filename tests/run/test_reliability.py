@@ -18,12 +18,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_runs import POINT, at_step, send, status, train, train_until, written
+from tiny_runs import POINT, STEPS, at_step, send, status, train, train_until, written
 
 from mtrl import cli
 from mtrl.commands import train as train_command
 from mtrl.evaluate import evaluate
 from mtrl.run.status import read_status
+from mtrl.settings.files import dump_yaml, load_yaml
 from mtrl.settings.train import changed_settings, parse_train
 
 METAWORLD = [
@@ -557,3 +558,83 @@ def test_a_run_started_on_the_processor_goes_on_there_where_a_gpu_is_seen(tmp_pa
     monkeypatch.setattr("torch.cuda.get_rng_state_all", list)
     assert train(run) == 0
     assert written(run) == undisturbed
+
+
+def test_a_disk_that_is_full_when_a_run_is_locked_leaves_the_folder_its_mark(
+    tmp_path, monkeypatch, undisturbed
+):
+    run = tmp_path / "run"
+    train_until(50, run)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtrl.run.folder.os.pwrite", full)
+        assert train(run) == 2
+    assert train(run) == 0
+    assert written(run) == undisturbed
+
+
+def test_a_try_that_fails_before_the_second_checkpoint_leaves_the_first_as_it_was(tmp_path):
+    def fail(trainer):
+        raise RuntimeError("no licence")
+
+    found = []
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(patch, 50, fail)
+            with pytest.raises(RuntimeError, match="no licence"):
+                train(tmp_path / "run")
+        (manifest,) = (tmp_path / "run/checkpoint").glob("manifest-*.json")
+        found.append(manifest.stat().st_mtime_ns)
+    assert found[0] == found[1]
+
+
+def test_a_finished_run_that_was_to_train_on_and_has_not_is_not_done(tmp_path, monkeypatch):
+    run, more = tmp_path / "run", ["--allow_changes", f"--total_steps_per_task={STEPS + 20}"]
+    assert train(run) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("mtrl.run.session.write_synced", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            cli.main(["train", f"--resume={run}", *more])
+    assert not status(run).startswith("DONE")
+    assert cli.main(["train", f"--resume={run}", *more]) == 0
+    assert status(run).startswith("DONE")
+    steps = [json.loads(line)["steps_per_task"] for line in (run / "eval.jsonl").read_text().splitlines()]
+    assert steps[-1] == STEPS + 20
+
+
+def test_fewer_steps_than_are_trained_and_another_folder_than_the_runs_are_refused(tmp_path, capsys):
+    run = tmp_path / "run"
+    train_until(90, run)
+    capsys.readouterr()
+    for option, words in (
+        ("--total_steps_per_task=60", "total_steps_per_task: 60 is not valid; "),
+        (f"--run_dir={tmp_path / 'copy'}", "run_dir: it does not go with --resume"),
+    ):
+        assert cli.main(["train", f"--resume={run}", "--allow_changes", option]) == 2
+        assert words in capsys.readouterr().err
+    assert cli.main(["train", f"--resume={run}"]) == 0
+
+
+@pytest.mark.parametrize(
+    "label", ["1e-3", "1234e56", "1:30", "0x1f", "1_000", "yes", "null", "~", ".5", "07"]
+)
+def test_a_label_that_some_yaml_reads_as_a_number_stays_text(tmp_path, label):
+    text = dump_yaml({"label": label})
+    assert load_yaml(text, "it") == yaml.safe_load(text) == {"label": label}
+
+
+def test_a_ctrl_c_during_the_last_table_leaves_the_run_done(tmp_path, monkeypatch):
+    def interrupt(table):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mtrl.run.session.show", interrupt)
+    assert train(tmp_path / "run") == 0
+    assert status(tmp_path / "run") == "DONE\n"
+
+
+def test_a_run_without_an_update_says_so(tmp_path, capsys):
+    assert train(tmp_path / "run", "--warmup_steps=120") == 0
+    assert "note: no update is made: warmup_steps is 120, and the run ends at 120" in capsys.readouterr().out

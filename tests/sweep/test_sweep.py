@@ -175,6 +175,31 @@ def test_without_a_terminal_a_sweep_tells_how_far_it_is_and_ever_more_rarely(
     assert told[1][0] == 120
 
 
+def test_a_table_ranks_every_word_that_an_engine_has(file, tmp_path):
+    with Board(plan(read_experiment(file), tmp_path)) as board:
+        board.live = SimpleNamespace(console=SimpleNamespace(size=SimpleNamespace(height=40)))
+        words = ("done", "lost", "failed", "busy", "refused", "again", "diverged")
+        for run, word in zip(board.runs, words, strict=True):
+            board.tell(run, word, "why")
+        shown = [str(cell).split()[0] for cell in board.table().columns[1].cells]
+        board.live = None
+    assert shown == ["failed", "lost", "refused", "busy", "diverged", "again", "done"]
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ("{agent.network.name: nosuch}", "arms.bad: agent.network.name: no network 'nosuch'"),
+        ("{agent.network.name: moore, agent.network.options.experts: -3}", "experts: -3 is not valid"),
+    ],
+)
+def test_a_network_that_there_is_not_is_refused_before_any_run(file, tmp_path, capsys, arm, words):
+    file.write_text(FILE.replace("arms:", f"arms:\n  bad: {arm}"))
+    assert sweep(file, f"--runs={tmp_path / 'runs'}") == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_an_array_of_jobs_runs_every_run_once_by_its_index(file, tmp_path):
     # what docs/sweep.md's script does with SLURM_ARRAY_TASK_ID, requeue included
     script = (
