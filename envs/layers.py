@@ -32,10 +32,16 @@ def layers(env: Any) -> Iterator[Any]:
 def find(env: Any, *methods: str) -> Any:
     """The outermost layer that has all these methods; None if none has."""
     for layer in layers(env):
-        # not by getattr: a wrapper may forward what it has not
-        if all(callable(getattr(type(layer), m, vars(layer).get(m))) for m in methods):
+        if all(callable(_own(layer, method)) for method in methods):
             return layer
     return None
+
+
+def _own(layer: Any, name: str) -> Any:
+    """An attribute; of a wrapper only its own, because many forward what they have not."""
+    if isinstance(layer, gym.Wrapper):
+        return vars(layer).get(name) or getattr(type(layer), name, None)
+    return getattr(layer, name, None)
 
 
 def full_name(kind: type) -> str:

@@ -46,7 +46,7 @@ class SuiteVecEnv(VecEnv):
         self.task_names = tuple(spec.name for spec in specs)
         self.task_dim = len(specs)
         self.protocol = protocol
-        self.suite_seed = specs[0].seed
+        self.suite_seed = specs[0].seed % 2**31  # what any generator takes, with a task's number added
         self.horizon = specs[0].horizon
         self._groups: list[Group | RemoteGroup] = []
         self._rows: list[list[int]] = []

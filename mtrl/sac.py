@@ -152,12 +152,18 @@ def temperature_loss(
     return -x * (log_prob + target_entropy), log_prob
 
 
-def require_network(method: MultiTaskOptimizer, name: str, apply_to: str) -> None:
-    """Raise ConfigError if a method of the critic alone is applied to the actor alone: nobody would use it."""
+def require_network(method: MultiTaskOptimizer, name: str, apply_to: str, combine: bool) -> None:
+    """Raise ConfigError if nobody would use a method of the critic alone, or combine the temperatures as asked."""
     if method.critic_only and apply_to == "actor":
         raise ConfigError(
             f"optimizer.apply_to: 'actor' is not valid; {name} needs positive losses: both or critic"
         )
+    if combine and apply_to != "both":
+        raise ConfigError(
+            f"optimizer.apply_to: {apply_to!r} is not valid; it must be both with agent.temperature.combine"
+        )
+    if combine and method.critic_only:
+        raise ConfigError(f"agent.temperature.combine: True is not valid; {name} needs positive losses")
 
 
 class MTSAC:
@@ -233,7 +239,8 @@ class MTSAC:
         temperature = Parameters(log_alpha, {}) if shared else Parameters({}, log_alpha)
 
         whole = make_optimizer(optimizer, num_tasks=T, **(options or {}))
-        require_network(whole, optimizer, apply_to)
+        combine = config.temperature.combine
+        require_network(whole, optimizer, apply_to, combine)
 
         def method(name: str, network: str) -> MultiTaskOptimizer:
             chosen = (options or {}) if name == optimizer else {}
@@ -244,15 +251,6 @@ class MTSAC:
                 return "unitary"
             return "unitary" if whole.critic_only and network != "critic" else optimizer
 
-        combine = config.temperature.combine
-        if combine and apply_to != "both":
-            raise ConfigError(
-                f"optimizer.apply_to: {apply_to!r} is not valid; it must be both with agent.temperature.combine"
-            )
-        if combine and whole.critic_only:
-            raise ConfigError(
-                f"agent.temperature.combine: True is not valid; {optimizer} needs positive losses"
-            )
         chosen = method(name_for("actor") if combine else "unitary", "temperature")
         # its parameter is in no layer: its own gradients, where they are wanted, are vmap's
         temperature_path = self.path if isinstance(chosen, Scalarization) else PLAIN

@@ -213,12 +213,15 @@ def find_policy(path: Path, checkpoint: str) -> Found:
         PolicyError: the file is damaged or foreign.
     """
     if path.is_file():
-        kind = {"policy": "last", "policy_best": "best"}.get(path.stem, "not known")
+        names = {"policy.safetensors": "last", "policy_best.safetensors": "best"}
+        of_a_run = RunFolder(path.parent).meta.exists()
+        kind = names.get(path.name, "not known") if of_a_run else "not known"
         return Found(load_policy(path), str(path), kind, "not known")
     run = RunFolder(path)
     if (path / "evaluation.json").is_file() and not run.meta.exists():  # made by `mtrl card`
         told = read_json(path / "evaluation.json")
-        kind = str(told.get("checkpoint", "not known")) if isinstance(told, dict) else "not known"
+        said = told.get("checkpoint") if isinstance(told, dict) else None
+        kind = said if said in ("best", "last") else "not known"
         return Found(load_policy(run.last), str(path), kind, "published")
     if not run.config.is_file():
         there = sorted(str(p.parent) for p in Path("runs").glob("*/*/*/policy.safetensors"))[:4]

@@ -30,7 +30,7 @@ def keep_what_is_there(path: Path, curves: Sequence[Curve]) -> None:
     if lost := next((old for old in read_table(path) if (old.arm, old.seed) not in kept), None):
         raise ConfigError(
             f"file: {path} has runs that would be lost ({lost.arm}, seed {lost.seed}); name it among the runs, "
-            "too, and write to another file, or remove it first"
+            "too, or another file"
         )
 
 
@@ -38,7 +38,10 @@ def main(arguments: list[str]) -> int:
     parser = Parser(prog="mtrl export", description=__doc__)
     parser.add_argument("runs", nargs="+", type=str, help="run folders, folders of runs, or tables")
     parser.add_argument(
-        "file", type=str, metavar="FILE.csv", help="where to write; an older table is replaced"
+        "file",
+        type=str,
+        metavar="FILE.csv",
+        help="where to write; a table there may be replaced by one with all its runs",
     )
     args = parser.parse_args(arguments)
     path = path_of("file", args.file)

@@ -101,7 +101,7 @@ def check(run: Run) -> None:
     """
     try:
         tasks = len(run.request.protocol.task_names)
-        check_optimizer(run.request.config.optimizer, tasks)
+        check_optimizer(run.request.config, tasks)
         networks_without_memory(run.request.config.agent, 1, 1, tasks)
     except ConfigError as error:
         raise ConfigError(f"arms.{run.arm}: {error}") from None

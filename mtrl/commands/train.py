@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mtrl.config import AgentConfig, ConfigError, OptimizerConfig, TrainConfig
+from mtrl.config import AgentConfig, ConfigError, TrainConfig
 from mtrl.envs import Protocol, make_suite
 from mtrl.envs.vec import SuiteVecEnv
 from mtrl.machine import choose_threads
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
 def start(request: Request) -> int:
     """Do what is asked for, from the start or from where the run in that folder stands; the exit code."""
-    check_optimizer(request.config.optimizer, len(request.protocol.task_names))
+    check_optimizer(request.config, len(request.protocol.task_names))
     networks_without_memory(request.config.agent, 1, 1, len(request.protocol.task_names))  # refuses bad ones
     if request.print_config:
         print(request.text, end="")
@@ -110,19 +110,20 @@ def started_on(config: Path) -> str:
     return str(read_settings(config).get("device", "auto")) if config.is_file() else "auto"
 
 
-def check_optimizer(config: OptimizerConfig, num_tasks: int) -> None:
+def check_optimizer(whole: TrainConfig, num_tasks: int) -> None:
     """Refuse a bad name or option before ten simulators are built.
 
     Raises:
         ConfigError: with the whole key.
     """
+    config = whole.optimizer
     try:
         method = make_optimizer(config.name, num_tasks, **config.options)
     except OptimizerError as error:
         words = str(error).replace("'", " ").split()
         key = next((f"options.{option}" for option in config.options if option in words), "name")
         raise ConfigError(f"optimizer.{key}: {error}") from None
-    require_network(method, config.name, config.apply_to)
+    require_network(method, config.name, config.apply_to, whole.agent.temperature.combine)
 
 
 def check_resumable(run: RunFolder, request: Request) -> list[str]:

@@ -299,7 +299,9 @@ def of_present(method: MultiTaskOptimizer, seen: Tensor, present: Tensor | None 
     if tasks is not None:
         seen = seen[tasks][:, tasks] if isinstance(method, GramianMethod) else seen[tasks]
     if isinstance(method, RowMethod):
-        return method.combine_rows(seen, tasks) if len(seen) else seen.new_zeros(seen.shape[1])
+        if not len(seen):
+            return seen.new_zeros(seen.shape[1])
+        return method.combine_rows(seen) if tasks is None else method.combine_rows(seen, tasks)
     assert isinstance(method, Scalarization | GramianMethod)
     if tasks is None:
         return method.weights(seen)

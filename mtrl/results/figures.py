@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,12 +105,13 @@ def draw_band(
     length = min(len(curve.steps) for curve in curves)
     x = np.mean([getattr(curve, against)[:length] for curve in curves], axis=0)
     y = np.array([value[:length] for value in values])
-    mean = y.mean(axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # where no run has a value there is a gap
+        mean, sd = np.nanmean(y, axis=0), np.nanstd(y, axis=0, ddof=1)
     if length == 1:  # a line of one point cannot be seen
         named = {"marker": "o", **named}
     axes.plot(x, mean, linewidth=1.5, **named)
     if len(y) > 1:
-        sd = y.std(axis=0, ddof=1)
         low, high = np.clip(mean - sd, 0, 1), np.clip(mean + sd, 0, 1)
         axes.fill_between(x, low, high, color=named["color"], alpha=0.18, linewidth=0)
 
@@ -168,7 +170,7 @@ def conflict_curves(groups: Mapping[str, Sequence[Curve]], size: Size) -> Figure
     panels = figure.subplots(1, len(NETWORKS), sharey=True)
     for network, axes in zip(NETWORKS, panels, strict=True):
         for number, (label, curves) in enumerate(groups.items()):
-            measured = [curve for curve in curves if network in curve.conflict]
+            measured = [c for c in curves if np.isfinite(c.conflict.get(network, np.nan)).any()]
             if not measured:
                 raise ConfigError(f"conflict_curves: no run of {label} has its conflict over training")
             shares = [curve.conflict[network] for curve in measured]

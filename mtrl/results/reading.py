@@ -302,7 +302,11 @@ def settings_of(config: dict[str, Any], meta: dict[str, Any], protocol: dict[str
         if key not in OF_A_RUN and not (key in defaults and value == defaults[key])
     }
     text = json.dumps(of_arm, sort_keys=True, default=str)
-    parts = [meta, *(part for part in meta.get("resumed") or () if isinstance(part, dict))]
+    resumed = meta.get("resumed")
+    parts = [
+        meta,
+        *(part for part in (resumed if isinstance(resumed, list) else ()) if isinstance(part, dict)),
+    ]
     return {
         "goals": goal_seed_of(config, protocol)
         if protocol.get("goals") == "fixed"
@@ -380,7 +384,10 @@ def conflict_of(measured: list[dict[str, Any]], steps: Array, where: str) -> dic
     """
     found: dict[str, Array] = {}
     for network in NETWORKS:
-        known = [r for r in measured if r.get("network") == network and finite(r.get("negative_pairs"))]
+        keys = ("negative_pairs", "steps_per_task")
+        known = [
+            r for r in measured if r.get("network") == network and all(finite(r.get(key)) for key in keys)
+        ]
         if not known:
             continue
         shares = np.array([real(r, "negative_pairs", where, 0, 1) for r in known])
@@ -391,7 +398,7 @@ def conflict_of(measured: list[dict[str, Any]], steps: Array, where: str) -> dic
 
 
 def finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, (int, float)) and -MOST <= value <= MOST
 
 
 def late(run: RunPaths, key: str) -> float | None:

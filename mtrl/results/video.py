@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class Filmed(VecEnvWrapper):
         self.steps += 1
         running = [t for t, tile in self.tiles.items() if tile.ended < self.episodes]
         for t in running:
-            self.tiles[t].step(float(rewards[t]), infos[t].get("is_success"), bool(dones[t]))
+            self.tiles[t].step(float(rewards[t]), told(infos[t]), bool(dones[t]))
         over = bool(running) and all(tile.ended >= self.episodes for tile in self.tiles.values())
         if over or (running and self.steps % self.every == 0):
             if not over:
@@ -133,6 +133,11 @@ class Filmed(VecEnvWrapper):
         for t, tile in self.tiles.items():
             if tile.ended < self.episodes:
                 tile.picture = pictures[t]
+
+
+def told(info: Mapping[str, Any]) -> bool:
+    """Whether a step says that it, or its episode so far, has succeeded."""
+    return bool(info.get("is_success") or info.get("success"))
 
 
 class Tile:
@@ -149,7 +154,7 @@ class Tile:
     def step(self, reward: float, success: bool | None, done: bool) -> None:
         """What a step told. The numbers of an episode stay until the next one steps."""
         self.total = reward if self.fresh else self.total + reward
-        self.success = success
+        self.success = success if self.fresh else success or self.success
         self.fresh = done
         self.ended += done
 

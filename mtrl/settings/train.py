@@ -103,6 +103,7 @@ def parse_train(arguments: Sequence[str]) -> Request:
     preset: Mapping[str, Any] = {}
     labelled: dict[str, Any] = {}  # the config that gives the label
     resume: Path | None = None
+    typed: str | None = None  # run_dir
     flags = {"allow_changes": False, "print_config": False}
     remaining = iter(arguments)
     for argument in remaining:
@@ -135,17 +136,18 @@ def parse_train(arguments: Sequence[str]) -> Request:
             if not (resume / "config.yaml").is_file():
                 raise ConfigError(f"resume: {shown(value)} is no run's folder (it has no config.yaml)")
             files = merged(files, load_config(resume / "config.yaml"))
-            own = merged(own, {"run_dir": str(resume)})
             labelled = {}
         elif key == "protocol.preset":
             preset = preset_fields(value)
         else:
             check_keys(nested(key, None))
             own = merged(own, nested(key, value_of(key, value)))
+            typed = value if key == "run_dir" else typed
             if key.removesuffix(".name") in WITH_OPTIONS or key == "protocol.suite":
                 registry.trust(value.partition(":")[0])  # who types a module's name knows its code
-    if resume is not None and own["run_dir"] != str(resume):
-        raise ConfigError(f"run_dir: it does not go with --resume, which goes on in {resume}")
+    if resume is not None and typed is not None and path_of("run_dir", typed).resolve() != resume.resolve():
+        raise ConfigError(f"run_dir: {shown(typed)} does not go with --resume, which goes on in {resume}")
+    own |= {} if resume is None else {"run_dir": str(resume)}
     settings = laid_over(merged(files, {"protocol": dict(preset)} if preset else {}), own)
     check_keys(settings)
     if "label" not in own and isinstance(labelled.get("label"), str):

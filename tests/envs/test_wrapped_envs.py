@@ -78,6 +78,23 @@ class Samples(gym.Wrapper):
         return observation, reward + float(self.action_space.sample()[0]), *rest
 
 
+class Adaptor(gym.Env):
+    """An env that asks another object for what it has not."""
+
+    def __init__(self):
+        self.inner = SavedEnv(length=5)
+        self.observation_space, self.action_space = self.inner.observation_space, self.inner.action_space
+
+    def __getattr__(self, name):
+        return getattr(vars(self)["inner"], name)
+
+    def reset(self, *, seed=None, options=None):
+        return self.inner.reset(seed=seed, options=options)
+
+    def step(self, action):
+        return self.inner.step(action)
+
+
 def still(wrapper):
     wrapper.update_running_mean = False
     return wrapper
@@ -107,6 +124,7 @@ WRAPPED = {
     "DelayObservation": lambda: wrappers.DelayObservation(SavedEnv(), 2),
     "FrameStack": lambda: wrappers.FlattenObservation(wrappers.FrameStackObservation(SavedEnv(), 3)),
     "TransformReward": lambda: wrappers.TransformReward(SavedEnv(), lambda reward: 2 * reward),
+    "an adaptor": lambda: wrappers.TimeLimit(Adaptor(), 5),
     "forwarding": lambda: wrappers.TimeLimit(Forwards(SavedEnv()), 5),
     "sampling": lambda: wrappers.TimeLimit(Samples(SavedEnv()), 5),
     "a closure": lambda: counted(SavedEnv()),

@@ -18,6 +18,7 @@ from mtrl.results.compare import (
     summarise,
     warnings,
 )
+from mtrl.results.figures import conflict_curves
 from mtrl.results.reading import read_curve
 
 TASKS = ("a", "b")
@@ -264,6 +265,10 @@ def test_conflict_over_training_is_the_mean_of_what_was_measured_since_the_evalu
     np.testing.assert_array_equal(curve.conflict["actor"], [0, np.nan, np.nan])
     np.testing.assert_array_equal(curve.at(np.array([20.0])).conflict["critic"], [0.2])
     assert curve.of_tasks(("b",)).conflict == {}
+    lost = replace(curve, status="DIVERGED", steps=np.zeros(0), conflict={}).at(curve.steps)
+    unknown = replace(curve, conflict={name: shares * np.nan for name, shares in curve.conflict.items()})
+    figure = conflict_curves({"x": [curve, unknown, lost]}, (8, 3))
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [0.75, 0.2, np.nan])
     (run / "conflict.jsonl").unlink()
     assert cli.main(["compare", str(run), "--conflict_curves=x.png", "--json=-"]) == 2
     assert "conflict_curves: no run of x has its conflict over training" in capsys.readouterr().err

@@ -611,11 +611,12 @@ def test_fewer_steps_than_are_trained_and_another_folder_than_the_runs_are_refus
     capsys.readouterr()
     for option, words in (
         ("--total_steps_per_task=60", "total_steps_per_task: 60 is not valid; "),
-        (f"--run_dir={tmp_path / 'copy'}", "run_dir: it does not go with --resume"),
+        (f"--run_dir={tmp_path / 'copy'}", "does not go with --resume"),
     ):
         assert cli.main(["train", f"--resume={run}", "--allow_changes", option]) == 2
         assert words in capsys.readouterr().err
-    assert cli.main(["train", f"--resume={run}"]) == 0
+    assert cli.main(["train", f"--run_dir={tmp_path / 'copy'}", f"--resume={run}"]) == 2
+    assert cli.main(["train", f"--resume={run}", f"--run_dir={run}/"]) == 0
 
 
 @pytest.mark.parametrize(
