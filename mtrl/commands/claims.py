@@ -10,6 +10,7 @@ from mtrl.files import write_synced
 from mtrl.results.claims import (
     BENCH,
     ROOT,
+    TABLES,
     as_json,
     as_markdown,
     committed_tables,
@@ -51,6 +52,11 @@ def main(arguments: list[str]) -> int:
     if args.write and (args.names or args.runs or args.bench or not PAGE.parent.is_dir()):
         raise ConfigError("write: docs/claims.md is of all claims and the committed data, in a checkout")
     paths = args.runs or committed_tables()
+    if not TABLES.is_dir() and not args.runs:
+        print(
+            "mtrl: warning: this installation is no checkout, so it has no committed tables; name runs with --runs",
+            file=sys.stderr,
+        )
     arms, young = read_arms(paths) if paths else ({}, [])
     for line in young:
         print(f"mtrl: warning: {line}", file=sys.stderr)

@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     seeds = () if args.seeds is None else read_seeds(args.seeds, "seeds")
     runs = choose(everything, args.only, seeds, args.index)
     if args.list:
-        print_list(runs)
+        print_list(runs, args.index or 0)
     if args.commands:
         for run in runs:
             print(shlex.join(["mtrl", "train", *run.command(None)]))
@@ -130,10 +130,10 @@ def check_folder(run: Run) -> None:
         )
 
 
-def print_list(chosen: Sequence[Run]) -> None:
-    """Every run that was chosen, numbered as ``--index`` counts them."""
+def print_list(chosen: Sequence[Run], first: int) -> None:
+    """Every run that was chosen, numbered from ``first`` as ``--index`` counts them."""
     table = make_table("index", "run", "state", "steps per task", "success")
-    for index, run in enumerate(chosen):
+    for index, run in enumerate(chosen, first):
         success = success_of(run)
         status = read_status(run.folder)
         table.add_row(

@@ -78,8 +78,10 @@ def require_writable(where: str | None, key: str = "json") -> None:
     Raises:
         ConfigError: its folder is missing or may not be written, or a folder lies there.
     """
-    if where == "-" and key.endswith(("figure", "curves")):
-        raise ConfigError(f"{key}: '-' is not valid; a figure goes to a file (.png, .pdf, .svg)")
+    if where is not None and key.endswith(("figure", "curves")) and not os.path.splitext(where)[1]:
+        raise ConfigError(
+            f"{key}: {where!r} is not valid; it must be a file whose ending names its format (.png, .pdf, .svg)"
+        )
     if where is None or where == "-":
         return
     path = path_of(key, where)

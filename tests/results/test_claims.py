@@ -384,3 +384,13 @@ def test_the_command_judges_ones_own_runs_and_refuses_an_unknown_claim(capsys):
     assert cli.main(["claims", "C2", "--json=-"]) == 0
     assert list(json.loads(capsys.readouterr().out)) == ["C2"]
     assert cli.main(["claims", "C1", "--write"]) == 2
+
+
+def test_where_there_are_no_committed_tables_that_is_said_and_a_bench_that_is_not_there_is_refused(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command, "TABLES", tmp_path / "none")
+    assert cli.main(["claims", "C1"]) == 0
+    assert "this installation is no checkout" in capsys.readouterr().err
+    assert cli.main(["claims", "C2", f"--bench={tmp_path / 'none.json'}"]) == 2
+    assert "none.json does not exist" in capsys.readouterr().err

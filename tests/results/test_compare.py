@@ -359,3 +359,13 @@ def test_near_the_ceiling_and_where_a_task_tells_no_success_there_is_no_interval
             is None
         )
     assert table["c"]["worst3"]["mean"] is table["c"]["against"]["improvement"]["mean"] is None
+
+
+@pytest.mark.parametrize("option", ["figure", "tasks_figure", "conflict_figure", "conflict_curves"])
+@pytest.mark.parametrize("place", ["-", "picture"])
+def test_a_figure_goes_to_a_file_whose_ending_names_its_format(make_run, capsys, monkeypatch, option, place):
+    run = make_run("x/seed0", {1: (1, 1)})
+    monkeypatch.chdir(run.parent)
+    assert cli.main(["compare", str(run), f"--{option}={place}"]) == 2
+    assert f"{option}: '{place}' is not valid" in capsys.readouterr().err
+    assert [path.name for path in run.parent.iterdir()] == ["seed0"]
