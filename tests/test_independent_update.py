@@ -130,7 +130,12 @@ def batches(absent: bool) -> list[tuple[Batch, tuple[Tensor, Tensor]]]:
 def test_three_updates_leave_the_parameters_of_an_update_written_apart(
     task_input, critic_loss, through, method
 ):
+    # half of what can be combined, in which every pair of settings occurs
+    places = (TASK_INPUTS.index(task_input), CRITIC_LOSSES.index(critic_loss), METHODS.index(method))
+    parity = sum(places) + (through == "alpha")
     for number, (scale, absent) in enumerate(itertools.product(REWARD_SCALES, (False, True))):
+        if (number // 2 + absent + parity) % 2:
+            continue
         settings = (task_input, critic_loss, through, scale, method)
         shared_alpha, norms = number % 3 == 0, (number % 2 == 0, number % 4 < 2)
         agents = [agent_of(*settings, kernels, shared_alpha, norms) for kernels in KERNELS]
