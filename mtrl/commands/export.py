@@ -29,8 +29,8 @@ def keep_what_is_there(path: Path, curves: Sequence[Curve]) -> None:
     kept = {(curve.arm, curve.seed) for curve in curves}
     if lost := next((old for old in read_table(path) if (old.arm, old.seed) not in kept), None):
         raise ConfigError(
-            f"file: {path} has runs that would be lost ({lost.arm}, seed {lost.seed}); name it among the runs, "
-            "too, or another file"
+            f"file: {path} has runs that would be lost ({lost.arm}, seed {lost.seed}); name the table among the "
+            "runs, too, or choose another file"
         )
 
 

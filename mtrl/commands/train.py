@@ -110,20 +110,20 @@ def started_on(config: Path) -> str:
     return str(read_settings(config).get("device", "auto")) if config.is_file() else "auto"
 
 
-def check_optimizer(whole: TrainConfig, num_tasks: int) -> None:
+def check_optimizer(config: TrainConfig, num_tasks: int) -> None:
     """Refuse a bad name or option before ten simulators are built.
 
     Raises:
         ConfigError: with the whole key.
     """
-    config = whole.optimizer
+    chosen = config.optimizer
     try:
-        method = make_optimizer(config.name, num_tasks, **config.options)
+        method = make_optimizer(chosen.name, num_tasks, **chosen.options)
     except OptimizerError as error:
         words = str(error).replace("'", " ").split()
-        key = next((f"options.{option}" for option in config.options if option in words), "name")
+        key = next((f"options.{option}" for option in chosen.options if option in words), "name")
         raise ConfigError(f"optimizer.{key}: {error}") from None
-    require_network(method, config.name, config.apply_to, whole.agent.temperature.combine)
+    require_network(method, chosen.name, chosen.apply_to, config.agent.temperature.combine)
 
 
 def check_resumable(run: RunFolder, request: Request) -> list[str]:

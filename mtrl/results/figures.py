@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -105,13 +104,12 @@ def draw_band(
     length = min(len(curve.steps) for curve in curves)
     x = np.mean([getattr(curve, against)[:length] for curve in curves], axis=0)
     y = np.array([value[:length] for value in values])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # where no run has a value there is a gap
-        mean, sd = np.nanmean(y, axis=0), np.nanstd(y, axis=0, ddof=1)
+    mean = y.mean(axis=0)
     if length == 1:  # a line of one point cannot be seen
         named = {"marker": "o", **named}
     axes.plot(x, mean, linewidth=1.5, **named)
     if len(y) > 1:
+        sd = y.std(axis=0, ddof=1)
         low, high = np.clip(mean - sd, 0, 1), np.clip(mean + sd, 0, 1)
         axes.fill_between(x, low, high, color=named["color"], alpha=0.18, linewidth=0)
 

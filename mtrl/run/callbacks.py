@@ -240,9 +240,8 @@ class EvaluationCallback(TrainerCallback):
         self.envs, self.episodes, self.on_scores, self.best = envs, episodes, on_scores, best
         self.last: tuple[int, Scores] | None = None
         self.best_score, self.best_by = -math.inf, ""
-        self.told: set[str] = (
-            set()
-        )  # tasks that have told success: where they tell none later, there was none
+        # tasks that have told success: where they tell none later, there was none
+        self.told: set[str] = set()
         self.said = False
 
     def _on_training_start(self) -> None:
