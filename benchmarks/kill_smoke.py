@@ -2,7 +2,7 @@
 
     python benchmarks/kill_smoke.py [--kills 20] > docs/results/reliability/smoke_kill.txt
 
-tests/test_kill.py does the same with `point`, in less time and more often inside a checkpoint's write.
+tests/run/test_kill.py does the same with `point`, in less time and more often inside a checkpoint's write.
 """
 
 from __future__ import annotations
