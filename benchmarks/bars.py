@@ -15,9 +15,9 @@ from typing import Any
 
 from rich.table import Table
 
+from mtrl.bench.settings import METHODS
 from mtrl.results.tables import make_table, show
 
-METHODS = ("pcgrad", "cagrad", "mgda", "imtl_g")
 BARS = {
     "unitary_bf16_over_floor_S": 1.5,
     "unitary_fp32_over_floor_S": 1.5,

@@ -23,9 +23,9 @@ from mtrl.bench.measure import take_turns
 from mtrl.bench.peak import find_peak
 from mtrl.bench.settings import METHODS, Setting, agent_config, make_agent, make_batch
 from mtrl.bench.sizes import flops_of
+from mtrl.bench.updates import DTYPES
 from mtrl.machine import keep_freed_memory
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 POINTS = {
     "tasks": (1, 2, 5, 10, 20, 50), "rows": (16, 32, 64, 128, 256, 512), "width": (64, 128, 256, 512, 1024),
 }  # fmt: skip

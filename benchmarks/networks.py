@@ -52,7 +52,7 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in zip(times, seconds["mlp"], strict=True))
         flops = sizes[name].flops / sizes["mlp"].flops
         rows[name] = {
-            "ms": 1000 * sorted(times)[len(times) // 2], "over_mlp": ratio, "flops_over_mlp": flops,
+            "ms": 1000 * statistics.median(times), "over_mlp": ratio, "flops_over_mlp": flops,
             "beyond": ratio / flops, **sizes[name]._asdict(),
         }  # fmt: skip
         print(f"{name:14} {rows[name]['ms']:6.1f} {ratio:9.2f} {flops:6.2f} {ratio / flops:7.2f}")

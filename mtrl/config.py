@@ -195,7 +195,7 @@ class CriticConfig(NetworkConfig):
             drowns the others; see :mod:`mtrl.categorical` for the sources.
         atoms, support: the number of atoms and v, the grid being even on [-v, v]. Values beyond are
             cut off, so it wants rewards that are scaled to it: ``reward_scale: return`` gives about ±10, and
-            up to twice that where rewards come late in an episode.
+            up to 2.5 times that where rewards come late in an episode.
     """
 
     layer_norm: bool = True

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from mtrl.fast.factored import Rows, all_at_once, detached, factored_gradients
 from mtrl.networks import Parameters
@@ -99,7 +99,8 @@ class WholeRows:
         return self.shared
 
     def gramian(self) -> Tensor:
-        return torch.stack([rows @ rows.T for rows in map(flat, self.shared.values())]).sum(0)
+        none = self.losses.new_zeros(len(self.losses), len(self.losses))
+        return torch.stack([none, *(rows @ rows.T for rows in map(flat, self.shared.values()))]).sum(0)
 
     def combine(self, weights: Tensor) -> dict[str, Tensor]:
         return {name: (weights @ flat(row)).view(row.shape[1:]) for name, row in self.shared.items()}
@@ -108,6 +109,18 @@ class WholeRows:
 def over_tasks(function: Callable[..., Any], *args: Any) -> Any:
     """Call a one-task function for every task at once; results are stacked ``[T, ...]``."""
     return vmap(function, in_dims=in_dims(args))(*args)
+
+
+def agrees_at_once(function: Callable[..., Any], *args: Any) -> bool:
+    """Whether a one-task function gives for all tasks at once, as the fast path calls it, what it gives for each."""
+    try:
+        results = (tree_leaves(call(function, *args)) for call in (over_tasks, all_at_once))
+        return all(
+            one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+            for one, other in zip(*results, strict=True)
+        )
+    except (RuntimeError, ValueError):  # shapes that do not go together
+        return False
 
 
 def per_task_gradients(loss: Loss, params: Parameters, *inputs: Any) -> WholeRows:
@@ -251,7 +264,7 @@ def multitask_gradient(
         tasks = path.per_task(loss, params, *inputs)
         losses = tasks.losses
         rows = tasks.rows()
-        matrix = jacobian(rows)
+        matrix = jacobian(rows) if rows else losses.new_zeros(len(losses), 0)
         shared = as_parameters(of_present(optimizer, matrix, present), rows)
         weights = torch.full_like(losses, torch.nan)
         finite = matrix.square().sum(1).isfinite() & losses.isfinite()
@@ -264,7 +277,7 @@ def task_share(losses: Tensor, present: Tensor | None) -> Tensor:
     """``[T]``: 1/T each; with absent tasks 1/(number present), and 0 for the absent."""
     if present is None:
         return torch.full_like(losses, 1 / len(losses))
-    return present.to(losses.dtype) / present.sum()
+    return present.to(losses.dtype) / present.sum().clamp(min=1)
 
 
 def _scalarized(

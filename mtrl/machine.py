@@ -94,6 +94,11 @@ def why_not_compiled() -> str:
     return ""
 
 
+def can_compile(precision: Precision) -> bool:
+    """Whether compiled updates pay in this precision: the products that inductor calls are MKL's."""
+    return precision == "bf16" or mkl_is_fast()
+
+
 def choose_threads(threads: int | Literal["auto"]) -> int:
     """``auto`` is what the environment allows the libraries, else the cores this process may run on."""
     if threads != "auto":
@@ -116,12 +121,21 @@ def flushed_subnormals() -> Iterator[None]:
     """
     import torch
 
+    start_threads()
     before = (torch.full((1,), 1e-40) * 1).item() == 0
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
         torch.set_flush_denormal(before)
+
+
+@cache
+def start_threads() -> None:
+    """Start torch's threads, which keep for ever how they treat subnormal numbers when they begin."""
+    import torch
+
+    torch.ones(2**20).neg_()
 
 
 def keep_freed_memory() -> None:
@@ -135,5 +149,6 @@ def keep_freed_memory() -> None:
     except (AttributeError, OSError, TypeError):  # another libc
         return
     trim_threshold, mmap_threshold = -1, -3
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_threshold, 2**26)  # a replay is larger, and still given page by page
+    # a replay is larger, and still given page by page; older versions take half of that at most
+    if mallopt(mmap_threshold, 2**26) or mallopt(mmap_threshold, 2**25):
+        mallopt(trim_threshold, 2**31 - 1)

@@ -16,9 +16,10 @@ import pytest
 import torch
 from tiny_runs import POINT
 
+from mtrl import machine
 from mtrl.bench import measure, tune, updates
 from mtrl.bench.peak import find_peak
-from mtrl.bench.settings import Setting, agent_config
+from mtrl.bench.settings import SETTINGS, Setting, agent_config
 from mtrl.bench.sizes import flops_of
 from mtrl.cli import main
 from mtrl.commands import bench, bench_training
@@ -50,7 +51,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda rounds, peaks, **more: updates.update_ratios(rounds, peaks, TINY, capacity=20, **more),
     )
     monkeypatch.setattr(
-        bench, "training_ratios", lambda rounds, threads, say: dict.fromkeys(OF_TRAINING, ratio)
+        bench, "training_ratios", lambda rounds, threads, kernels, say: dict.fromkeys(OF_TRAINING, ratio)
     )
 
 
@@ -218,6 +219,24 @@ def test_tuning_names_overrides_that_train_takes(capsys: pytest.CaptureFixture[s
     assert precisions == {"fp32", "bf16"}
     chosen = parse_train(["--config", "point", *result["recommended"].split()]).config
     assert chosen.agent.precision in precisions
+
+
+def test_tuning_recommends_no_kernels_for_a_run_that_compiles_when_it_timed_none(monkeypatch) -> None:
+    monkeypatch.setattr(machine, "why_not_compiled", lambda: "")
+    monkeypatch.setattr(machine, "mkl_is_fast", lambda: True)
+    timed = [tune.Choice(1, {"precision": "fp32", "kernels": "onednn"}, 1.0)]
+    monkeypatch.setattr(bench, "time_choices", lambda *_: timed)
+    for compiled, wanted in ((False, ""), (True, " --agent.kernels onednn")):
+        result, _ = bench.tune("mt10_fast", "1", 1, compiled)
+        assert result["recommended"] == f"--threads 1 --agent.precision fp32{wanted}"
+        assert bool(result["note"]) is not compiled
+
+
+def test_the_sizes_of_a_configs_setting_are_the_configs() -> None:
+    config = parse_train(["--config=mt10_fast"]).config
+    sizes = SETTINGS["R"]
+    assert (sizes.tasks, sizes.rows, sizes.hidden, sizes.layer_norm) == (10, 32, (256, 256, 256), True)
+    assert (sizes.rows, sizes.hidden) == (config.replay.batch_size, config.agent.actor.hidden)
 
 
 def test_tuning_prefers_the_plainest_of_those_as_fast_as_the_fastest() -> None:

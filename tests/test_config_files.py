@@ -44,15 +44,15 @@ def test_the_command_line_goes_above_config_and_base(write):
 
 
 def test_another_optimizer_drops_the_options_of_the_bases(write):
-    base = "optimizer: {name: cagrad, options: {c: 0.3, solver: official}}"
+    base = "optimizer: {name: cagrad, options: {c: 0.3, solver: as_published}}"
     other = parse_train(["--config", write(top="base: below.yaml\noptimizer: {name: pcgrad}", below=base)])
     assert other.config.optimizer.options == {}
     same = parse_train(
         ["--config", write(top="base: below.yaml\noptimizer: {options: {c: 0.4}}", below=base)]
     )
-    assert same.config.optimizer.options == {"c": 0.4, "solver": "official"}
+    assert same.config.optimizer.options == {"c": 0.4, "solver": "as_published"}
     named = write(top="base: below.yaml\noptimizer: {name: cagrad, options: {c: 0.4}}", below=base)
-    assert parse_train(["--config", named]).config.optimizer.options == {"c": 0.4, "solver": "official"}
+    assert parse_train(["--config", named]).config.optimizer.options == {"c": 0.4, "solver": "as_published"}
 
 
 def test_a_resolved_config_needs_no_base_and_gives_itself(write, tmp_path):

@@ -152,6 +152,14 @@ def test_a_gradient_method_combines_the_shared_rows_and_leaves_private_ones_thei
     assert gradient.weights.isnan().all() == (name == "graddrop")
 
 
+@pytest.mark.parametrize("name", ["unitary", "pcgrad", "graddrop"])
+def test_a_batch_that_no_task_is_in_gives_no_gradient(case, name):
+    loss, params, inputs = case("critic", "heads", weight=torch.zeros(T, B))
+    nobody = torch.zeros(T, dtype=torch.bool)
+    gradient = multitask_gradient(make_optimizer(name, T), loss, params, *inputs, present=nobody)
+    assert all((tensor == 0).all() for _, tensor in gradient.params.tensors())
+
+
 def test_static_weights_scale_shared_and_private_gradients_alike(case):
     loss, params, inputs = case("critic", "heads")
     rows = per_task_gradients(loss, params, *inputs)

@@ -142,7 +142,7 @@ def test_an_empty_buffer_says_so():
 def test_memory_that_is_not_there_is_refused_with_the_sizes(monkeypatch):
     # 4 bytes · 3 tasks · 10⁶ rows · (2 + 1 + 1 + 2 + 1) numbers = 84 MB
     monkeypatch.setattr(replay, "free_memory", lambda device: 50_000_000)
-    monkeypatch.setattr(torch, "zeros", None)  # nothing is taken before the refusal
+    monkeypatch.setattr(torch, "empty", None)  # nothing is taken before the refusal
     with pytest.raises(ConfigError) as error:
         TaskReplay(T, 10**6, D, A)
     # 0.9 · 50 / 84 · 10⁶ = 535 714

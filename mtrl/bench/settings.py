@@ -36,11 +36,18 @@ class Setting:
     threads: int | None = None
 
 
+def of_config(name: str, threads: int) -> Setting:
+    """The sizes of a shipped config, and its agent."""
+    request = parse_train([f"--config={name}"])
+    critic, rows = request.config.agent.critic, round(request.config.replay.batch_size)
+    return Setting(len(request.protocol.task_names), rows, critic.hidden, critic.layer_norm, name, threads)
+
+
 SETTINGS = {
     "S": Setting(),
     "L": Setting(layer_norm=True),
     "F": Setting(tasks=50, rows=26),
-    "R": Setting(rows=32, hidden=(256, 256, 256), layer_norm=True, config="mt10_fast", threads=1),
+    "R": of_config("mt10_fast", threads=1),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from mtrl.machine import bf16_is_fast, choose_threads, of_processor
 from mtrl.results.tables import make_table, report_json, require_writable, show
 from mtrl.run.folder import versions
 from mtrl.settings.parser import Parser, whole_number
-from mtrl.settings.train import parse_train
+from mtrl.settings.train import parse_train, settle
 
 
 def main(arguments: list[str]) -> int:
@@ -61,7 +62,9 @@ def main(arguments: list[str]) -> int:
         return 0
     show(table)
     if args.tune:
-        print(f"recommended: {result['recommended']}")
+        print(
+            f"recommended: {result['recommended']}", *([result["note"]] if result["note"] else []), sep="\n"
+        )
     return 0
 
 
@@ -104,7 +107,7 @@ def report(rounds: int, quick: bool, kernels: str) -> tuple[dict[str, Any], Tabl
     }
     ratios = update_ratios(rounds, peaks, kernels=kernels, say=say)
     if not quick:
-        ratios |= training_ratios(rounds, torch.get_num_threads(), say=say)
+        ratios |= training_ratios(rounds, torch.get_num_threads(), kernels=kernels, say=say)
     speeds = ", ".join(f"{gflops:.0f} GFLOP/s {name}" for name, gflops in about["peak_gflops"].items())
     table = make_table(
         "ratio", "value", "quartiles", "ms / ms",
@@ -162,9 +165,17 @@ def tune(name: str | None, threads: str, rounds: int, compiled: bool) -> tuple[d
     )  # fmt: skip
     for choice in sorted(listed, key=lambda choice: choice.milliseconds):
         table.add_row(choice.command_line, f"{choice.milliseconds:.2f}")
+    best = recommended(listed)
+    settled = settle(request, Path("no run"), "cpu").config.agent.kernels
+    left_out = settled == "compiled" and not compiled
+    if left_out:  # not one of those that were timed
+        best = best._replace(overrides={k: v for k, v in best.overrides.items() if k != "kernels"})
     result = {
         "machine": machine(),
         "choices": {choice.command_line: choice.milliseconds for choice in listed},
-        "recommended": recommended(listed).command_line,
+        "recommended": best.command_line,
+        "note": "a run of this length compiles its updates; time them, too, with --compiled"
+        if left_out
+        else "",
     }
     return result, table

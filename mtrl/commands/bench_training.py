@@ -27,7 +27,7 @@ from mtrl.machine import choose_threads
 from mtrl.run.folder import RunFolder
 from mtrl.run.session import INTERRUPTED, Session
 from mtrl.run.signals import Signals
-from mtrl.settings.train import parse_train
+from mtrl.settings.train import parse_train, settle
 
 STEPS = 20  # of the environments in a round
 LAST = 50  # steps that a run with a full replay still makes
@@ -41,7 +41,7 @@ FULL = (*RUN, "--total_steps_per_task=100000", "--replay.capacity=100000")
 def training_ratios(
     rounds: int, threads: int, protocol: Protocol | None = None,
     loop: Sequence[str] = LOOP, full: Sequence[str] = FULL,
-    stock: Callable[[], gym.vector.VectorEnv] | None = None,
+    stock: Callable[[], gym.vector.VectorEnv] | None = None, kernels: str = "auto",
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Ratio]:  # fmt: skip
     """The environments' step, the loop's overhead and the memory of a run, by their keys.
@@ -51,12 +51,13 @@ def training_ratios(
         threads: of the learner.
         protocol, stock: the suite that is stepped, and what it is compared with.
         loop, full: arguments of ``mtrl train`` of the two runs.
+        kernels: of the short run; the other has what a run of its length has.
         say: told what is timed next.
     """
     say("environments")
     ratios = {"env_step_over_stock": env_step_over_stock(rounds, protocol or Protocol(), stock or make_stock)}
     say("a short run")
-    ratios["loop_overhead"] = loop_overhead([*loop, f"--threads={threads}"])
+    ratios["loop_overhead"] = loop_overhead([*loop, f"--threads={threads}", f"--agent.kernels={kernels}"])
     say("the memory of a run with a full replay")
     ratios["rss_gb_1m"] = memory_of_run([*full, f"--threads={threads}"])
     return ratios
@@ -158,7 +159,7 @@ def peak_memory() -> float:
 
 def train_filled(folder: str, arguments: Sequence[str]) -> None:
     """The last steps of a run whose replay is full, random transitions standing for those before."""
-    request = parse_train([*arguments, f"--run_dir={folder}/run"])
+    request = settle(parse_train([*arguments, f"--run_dir={folder}/run"]), Path(folder), "cpu")
     torch.set_num_threads(choose_threads(request.config.threads))
     trainer, envs = train.build(request.config, request.protocol, train.choose_device(request.config.device))
     replay = trainer.replay_buffer

@@ -15,6 +15,7 @@ from mtrl.envs.screen import drawing
 from mtrl.machine import (
     WORTH_COMPILING,
     bf16_is_fast,
+    can_compile,
     choose_kernels,
     choose_precision,
     choose_threads,
@@ -48,9 +49,13 @@ def main(arguments: list[str]) -> int:
         f"which this processor {'has' if bf16_is_fast() else 'lacks'} ({SIZE}³, cpu, {threads} thread(s))"
     )
     cpu = torch.device("cpu")
+    precision = choose_precision("auto", cpu)
+    kernels, in_long_runs = (
+        choose_kernels("auto", cpu, updates)
+        for updates in (0, WORTH_COMPILING if can_compile(precision) else 0)
+    )
     console.print(
-        f"auto       on this processor: precision {choose_precision('auto', cpu)}, "
-        f"kernels {choose_kernels('auto', cpu)} ({choose_kernels('auto', cpu, WORTH_COMPILING)} from "
+        f"auto       on this processor: precision {precision}, kernels {kernels} ({in_long_runs} from "
         f"{WORTH_COMPILING:,} updates on), {threads} thread(s)"
     )
     checks: list[tuple[str, Callable[[], str], str, bool]] = [

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -96,18 +97,19 @@ class Tape:
         self.left[id(parameter)] = left
 
 
-_tape: Tape | None = None
+# a network's forward, which may be a stranger's, has no argument to pass a tape through; each thread has its own
+_tape: ContextVar[Tape | None] = ContextVar("tape", default=None)
 
 
 @contextmanager
 def taped() -> Iterator[Tape]:
     """Chains called within give their shared parameters' gradients to this tape, not to autograd."""
-    global _tape  # a network's forward, which may be a stranger's, has no argument to pass it through
-    outer, _tape = _tape, Tape()
+    tape = Tape()
+    outer = _tape.set(tape)
     try:
-        yield _tape
+        yield tape
     finally:
-        _tape = outer
+        _tape.reset(outer)
 
 
 class Link(NamedTuple):
@@ -189,9 +191,11 @@ class Chains:
     ) -> Tensor:
         """``[T, B, out]`` of one stack, ``[K, T, B, out]`` of more; with ``per_task``, weights are each task's own."""
         count, narrow = len(stacks), self._narrow(x)
-        compiled = self.onednn and narrow in rows.DTYPES and x.device.type == "cpu"
+        compiled = (
+            self.onednn and narrow in rows.DTYPES and x.dtype == torch.float32 and x.device.type == "cpu"
+        )
         onednn = compiled and not (self.mkl and narrow == torch.float32)
-        tape, relus = None if per_task else _tape, [link.relu for link in stacks[0]]
+        tape, relus = None if per_task else _tape.get(), [link.relu for link in stacks[0]]
         how = How(narrow, x.dtype, compiled, onednn, self.traced, tape, self.casts, count, per_task, relus)
         links = zip(*stacks, strict=True)
         tensors = [link[slot] for same in links for slot in range(4) for link in same]
@@ -214,7 +218,8 @@ def alike(stacks: Sequence[Sequence[Layer]]) -> bool:
     """Whether stacks of the same widths can be the groups of one chain."""
     first, *others = stacks
     same = all(
-        layer.activation == one.activation and layer.mask is None and shapes(layer) == shapes(one)
+        (layer.activation, layer.mask, layer.norm) == (one.activation, None, one.norm)
+        and shapes(layer) == shapes(one)
         for stack in others
         for layer, one in zip(stack, first, strict=True)
     )
@@ -313,28 +318,31 @@ class _Chain(torch.autograd.Function):
 
         for i in reversed(range(len(how.relus))):
             entered, weight, before, shift, after, mean, rstd, gamma = saved[8 * i : 8 * i + 8]
-            wanted = ctx.needs_input_grad[2 + (4 * i if gamma is None else 4 * i + 2) * count]
+            places = [2 + (4 * i + slot) * count for slot in range(4)]
+            of_weight, of_bias, of_gamma, of_beta = (any(ctx.needs_input_grad[p : p + count]) for p in places)
             if gamma is not None:
+                wanted = of_bias or of_gamma or of_beta
                 d = d.to(before.dtype)
                 d, sums = rows.norm_backward(
                     d, before, shift, after, mean, rstd, gamma, tasks, wanted, how.compiled
                 )
-                if wanted:
-                    own = not how.per_task and len(gamma) > len(d)
+                own = not how.per_task and ctx.parameters[(4 * i + 2) * count].dim() == 2
+                if of_gamma:
                     give(4 * i + 2, sums[:, :, 0], own)
+                if of_beta:
                     give(4 * i + 3, sums[:, :, 1], own)
             elif after is not None:
                 d = torch.ops.aten.threshold_backward(d.to(after.dtype), after, 0)
             if weight is None:
                 continue
             d = d.to(how.narrow)
-            if wanted:
-                by_task = d.view(len(d), tasks, -1, d.shape[-1])
+            by_task = d.view(len(d), tasks, -1, d.shape[-1])
+            if of_bias:
+                to_bias = by_task.sum(2).to(how.wide) if gamma is None else sums[:, :, 2]
+                # a norm of each task's own sums by task, whoever takes the gradients
+                give(4 * i + 1, to_bias if tasks == to_bias.shape[1] else to_bias.sum(1, keepdim=True))
+            if of_weight:
                 seen = entered.detach().expand(len(d), -1, -1)
-                if ctx.parameters[(4 * i + 1) * count] is not None:
-                    to_bias = by_task.sum(2).to(how.wide) if gamma is None else sums[:, :, 2]
-                    # a norm of each task's own sums by task, whoever takes the gradients
-                    give(4 * i + 1, to_bias if tasks == to_bias.shape[1] else to_bias.sum(1, keepdim=True))
                 if how.tape is None:
                     give(4 * i, product(d.mT, seen.mT, how.onednn))
                 else:

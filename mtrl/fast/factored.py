@@ -52,7 +52,7 @@ class FactoredRows:
         return self._of_all(self.vectors | matrices, len(self.losses))
 
     def gramian(self) -> Tensor:
-        grams, size = [], 0
+        grams, size = [self.losses.new_zeros(len(self.losses), len(self.losses))], 0
         for name, factors in self.matrices.items():
             if factors.few:
                 grams.append(factors.gramian().to(self.losses.dtype))

@@ -2,8 +2,9 @@
 
 A graph holds forward and backward pass together, so that between two matrix products there is one loop over the
 numbers, and no Python. What is traced is what would have run: any network and any loss that is a function of its
-arguments. An operation that depends on a number in a tensor is an error; what a network keeps in Python (a counter, a
-flag) stays as it was at the trace. A graph is of the shapes that it was traced with; others are traced anew.
+arguments. An operation that depends on a number in an argument is an error, and so is another tensor that changes in
+place; what a network keeps in Python (a counter, a flag) stays as it was at the trace. A graph is of the shapes that
+it was traced with; others are traced anew.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from mtrl.config import ConfigError
 
 ATTEMPTS = 3  # a signal that stops the run, or has stopped one before, ends the compiler, too
+Versions = list[tuple[Tensor, int]]
 MOST = 32  # graphs of one agent: more are a sign of shapes that never repeat
 
 
@@ -33,7 +35,7 @@ class Graphs:
     """
 
     def __init__(self) -> None:
-        self._graphs: dict[Hashable, tuple[Callable[..., Any], Any]] = {}
+        self._graphs: dict[Hashable, tuple[Callable[..., Any], Any, Versions]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy compiles its own."""
@@ -44,20 +46,22 @@ class Graphs:
         call with an equal function.
 
         Raises:
-            ConfigError: the function cannot be traced, or its graph not be compiled.
+            ConfigError: the function cannot be traced, or its graph not be compiled; a tensor of its own changed.
+            OSError: the compiler could not write.
         """
         given: list[Tensor] = []
         key = (function, torch.is_grad_enabled(), layout(args, given))
         if key not in self._graphs:
             self._graphs[key] = self._compiled(function, args, given)
-        run, result = self._graphs[key]
+        run, result, constants = self._graphs[key]
+        require_unchanged(constants)
         with torch.no_grad():
             found = iter(run(*given))
         return mapped(result, lambda _: next(found))
 
     def _compiled(
         self, function: Callable[..., Any], args: Any, given: list[Tensor]
-    ) -> tuple[Callable[..., Any], Any]:
+    ) -> tuple[Callable[..., Any], Any, Versions]:
         import torch._inductor.config  # seconds
 
         if len(self._graphs) == MOST:
@@ -84,34 +88,56 @@ class Graphs:
             {"cpp_wrapper": on_cpu, "cpp.threads": torch.get_num_threads()}
         )
 
-        def compiled() -> Callable[..., Any]:
+        def eager() -> None:
+            with torch.random.fork_rng(devices=[]):
+                flat(*(tensor.clone() for tensor in examples))
+
+        def compiled() -> tuple[Callable[..., Any], Versions]:
             # by numbers that are not there: none can become part of the graph
             graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+            constants = own_tensors(graph)
             with torch.no_grad(), settings:
-                return torch._inductor.standalone_compile(
+                run = torch._inductor.standalone_compile(
                     graph, [*examples], dynamic_shapes="from_example_inputs"
                 )
+            return run, constants
 
         try:
-            with torch.random.fork_rng(
-                devices=[]
-            ):  # what a network makes at its first call is made of real numbers
-                flat(*(tensor.clone() for tensor in examples))
+            eager()  # what a network makes at its first call is made of real numbers
             for left in reversed(range(ATTEMPTS)):
                 try:
-                    run = compiled()
+                    run, constants = compiled()
                     break
                 except Exception as error:
                     if left == 0:
                         raise
                     forget(error)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # a full disk, say: no fault of the settings
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"agent.kernels: 'compiled' failed, use torch: {reason}") from error
-        return run, mapped(result, lambda _: PLACE)
+        if constants:
+            eager()
+            require_unchanged(constants)
+        return run, mapped(result, lambda _: PLACE), constants
 
 
 PLACE = torch.empty(0)  # where a result has a tensor
+
+
+def own_tensors(graph: torch.fx.GraphModule) -> Versions:
+    """The tensors that a graph has from elsewhere than its arguments, and what changes them counts."""
+    found = [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+    return [(tensor, tensor._version) for tensor in found if isinstance(tensor, Tensor)]
+
+
+def require_unchanged(constants: Versions) -> None:
+    """Raise ConfigError if one changed in place: the graph goes on with what it was."""
+    if any(tensor._version != version for tensor, version in constants):
+        raise ConfigError(
+            "agent.kernels: 'compiled' failed, use torch: the network or the loss changes a tensor that is no parameter"
+        )
 
 
 def forget(error: Exception) -> None:

@@ -6,7 +6,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from mtrl.errors import OptimizerError
 from mtrl.optimizers.adam import adam_start, adam_step, of_tasks
 from mtrl.optimizers.base import Scalarization, require
 
@@ -39,7 +38,7 @@ class FAMO(Scalarization):
     formula = "w_i ~ z_i/loss_i, sum w = 1, z = softmax(xi);  xi learns from the change of log loss"
     critic_only = True
     needs_after_step = True
-    saved = ("logits", "losses", "tasks")
+    saved = ("logits",)
 
     def __init__(
         self,
@@ -57,7 +56,7 @@ class FAMO(Scalarization):
         self.gamma = gamma
         self.scale = scale
         self.logits = adam_start(num_tasks)  # [4, T], row 0 is ξ
-        self.losses: Tensor | None = None  # [n], of the latest `weights`
+        self.losses: Tensor | None = None  # [n], of this update's `weights`
         self.tasks: Tensor | None = None  # [n], the tasks that were in it; None: all
 
     def weights(self, losses: Tensor, tasks: Tensor | None = None) -> Tensor:
@@ -69,15 +68,15 @@ class FAMO(Scalarization):
     def after_step(self, losses: Tensor) -> None:
         """ξ learns from how much each task's loss fell since the `weights` of this update.
 
-        Raises:
-            OptimizerError: no `weights` came before.
+        Without them, as in a batch that no task is in, it learns nothing.
         """
         if self.losses is None:
-            raise OptimizerError("famo: after_step() needs the losses that weights() saw before the step")
+            return
         z, losses = self._shares(), of_tasks(losses.detach(), self.tasks)
         fall = self.losses.double().clamp(min=FLOOR).log() - losses.double().clamp(min=FLOOR).log()
         gradient = z * (fall - (z * fall).sum())
         self.logits = adam_step(self.logits, gradient, self.lr, self.gamma, self.tasks)
+        self.losses = self.tasks = None
 
     def _shares(self) -> Tensor:
         """z ``[n]``, float64: the softmax of ξ over the tasks that are there."""

@@ -42,7 +42,7 @@ class GradDrop(RowMethod):
         falling = jacobian.clamp(max=0).sum(dim=0)
         draws = torch.rand(len(rising), generator=generator, device=device, dtype=torch.float32)
         share = rising / (rising - falling)  # 0/0 where all are zero: either choice is zero
-        kept = torch.where(share > draws, rising, falling)
+        kept = torch.where(share <= draws, falling, rising)  # inf/inf keeps the infinite one
         if self.scale == "mean":
             return kept / len(jacobian)
         norm = kept.norm()

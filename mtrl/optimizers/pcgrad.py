@@ -41,7 +41,9 @@ class PCGrad(GramianMethod):
         n = len(gramian)
         order = random_orders(n, self.generator)
         if gramian.device.type == "cpu":  # numpy dispatches a small operation several times faster than torch
-            weights = like(project(on_host(gramian), order.numpy()), gramian)
+            host = on_host(gramian)
+            host = host if np.isfinite(host).all() else np.full_like(host, np.nan)
+            weights = like(project(host, order.numpy()), gramian)
         else:  # elsewhere the same text runs on tensors: launches, but no wait for the device
             weights = project(gramian.detach().double(), order.to(gramian.device, non_blocking=True)).to(
                 gramian.dtype

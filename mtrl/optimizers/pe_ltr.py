@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from mtrl.optimizers.base import Array, HostSolver, require
-from mtrl.optimizers.simplex import minimise_norm
+from mtrl.optimizers.base import Array, HostSolver, cosines_of, require
+from mtrl.optimizers.simplex import ZERO, minimise_norm
+
+RANK = 1e-6  # singular values below this share of the largest are rounding of a Gramian in float32
 
 
 class PELTR(HostSolver):
@@ -47,13 +49,14 @@ class PELTR(HostSolver):
 
 
 def relaxed(gramian: Array, least: float, rest: float) -> Array:
-    """The paper's eq. 9: the minimiser over ``Σ x = rest`` alone."""
-    n = len(gramian)
-    size = gramian.diagonal().max()
-    scaled = gramian / size if size > 0 else gramian
-    system = np.block([[scaled, np.ones((n, 1))], [np.ones((1, n)), np.zeros((1, 1))]])
-    right = np.concatenate([-scaled @ np.full(n, least), [rest]])
-    found: Array = np.linalg.lstsq(system, right, rcond=None)[0][:n]
+    """The paper's eq. 9: the minimiser over ``Σ x = rest`` alone, solved for weights of unit gradients."""
+    norms, cosines = cosines_of(gramian)
+    largest = norms.max()
+    norms = np.where(norms > 0, norms, ZERO * largest if largest > 0 else 1.0)
+    rate = norms.min() / norms
+    system = np.block([[cosines, rate[:, None]], [rate, np.zeros(1)]])
+    right = np.append(-least / norms.min() * cosines @ norms, rest)
+    found: Array = rate * np.linalg.lstsq(system, right, rcond=RANK)[0][:-1]
     return found
 
 

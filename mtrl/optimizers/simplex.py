@@ -59,7 +59,7 @@ def _minimise(cosines: Array, norms: Array, linear: Array, radius: float) -> tup
     guards against rounding.
 
     Returns:
-        The weights ``[n]``, the length ``√(yᵀ C y)``, and False where the cap was met: the best so far.
+        The weights ``[n]``, the length ``√(yᵀ C y)``, and False where the cap was met: these are the last.
     """
     n = len(norms)
     rate = norms.min() / norms  # the constraint is rate·y = 1, in units of the smallest norm

@@ -35,7 +35,7 @@ class TorchJDAggregator(RowMethod):
 
     Raises:
         OptimizerError: torchjd, or a solver that this aggregator needs, is not installed; no such aggregator;
-            options or a number of tasks that it does not take.
+            options or a number of tasks that it does not take; a state that cannot be saved.
     """
 
     paper = "Quinton & Rey 2024, arXiv:2406.16232"
@@ -55,6 +55,7 @@ class TorchJDAggregator(RowMethod):
             self.aggregator = cls(**options)
             self.fresh = copy.deepcopy(self.aggregator)
             share = self.share(num_tasks)
+            _state_of(self.aggregator)
         except (TypeError, ValueError, RuntimeError, ImportError) as error:
             raise OptimizerError(f"{aggregator}: {' '.join(str(error).split())}") from None
         if not share > 0:
@@ -93,7 +94,10 @@ class TorchJDAggregator(RowMethod):
 
 def aggregate(aggregator: Any, jacobian: Tensor, seed: int) -> Tensor:
     with torch.random.fork_rng(devices=[jacobian.device] if jacobian.is_cuda else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if jacobian.is_cuda:
+            with torch.cuda.device(jacobian.device):
+                torch.cuda.manual_seed(seed)
         result: Tensor = aggregator(jacobian)
     return result.detach()
 

@@ -19,7 +19,8 @@ class UPGrad(HostSolver):
 
     Where we differ: the paper's code divides the Gramian by its trace, adds 1e-4 I and takes the mean below
     a trace of 1e-4, so that its result can conflict slightly and a small gradient next to a large one is not
-    projected. We normalise every gradient and add 1e-12 at most. Zero gradients conflict with nobody.
+    projected. We normalise every gradient, and raise eigenvalues of the cosines below 1e-12 to that. Zero gradients
+    conflict with nobody.
     """
 
     paper = "Quinton & Rey 2024, arXiv:2406.16232"

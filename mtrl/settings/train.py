@@ -208,7 +208,7 @@ def settle(request: Request, run: Path, device: Literal["cpu", "cuda"]) -> Reque
     """
     import torch
 
-    from mtrl.machine import choose_kernels, choose_precision, choose_threads, mkl_is_fast
+    from mtrl.machine import can_compile, choose_kernels, choose_precision, choose_threads
 
     config, agent = request.config, request.config.agent
     started: dict[str, Any] = dict(flat_items(read_settings(run))) if run.is_file() else {}
@@ -220,10 +220,10 @@ def settle(request: Request, run: Path, device: Literal["cpu", "cuda"]) -> Reque
     place = torch.device(device)
     threads = settled("threads", config.threads, choose_threads)
     precision = settled("agent.precision", agent.precision, partial(choose_precision, device=place))
-    # uniform sampling has other shapes at every update; a network of one's own may keep numbers in Python, which a
-    # graph would not follow; products that inductor calls are MKL's
+    # uniform sampling has other shapes at every update; a network of one's own may keep numbers outside of its
+    # parameters, which a graph would not follow
     own = any(":" in str(agent.architecture(part).name) for part in (agent.actor, agent.critic))
-    compilable = not own and config.replay.sampling == "balanced" and (precision == "bf16" or mkl_is_fast())
+    compilable = not own and config.replay.sampling == "balanced" and can_compile(precision)
     steps = max(config.total_steps_per_task - config.warmup_steps, 0)
     updates = config.warmup_updates + config.updates_per_step * steps if compilable else 0
     kernels = settled("agent.kernels", agent.kernels, partial(choose_kernels, device=place, updates=updates))

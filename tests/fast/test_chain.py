@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -266,6 +267,38 @@ def test_stacks_next_to_each_other_leave_each_its_own_on_the_tape():
         rows = [tape.left[id(p)] for layers in stacks for p in parameters(layers)]
         left.append([part.rows() if isinstance(part, Factors) else part for part in rows])
     torch.testing.assert_close(left[0], left[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("missing", range(1, 4))
+@pytest.mark.parametrize("chains", CHAINS)
+def test_a_layer_learns_what_it_may_learn_where_some_of_its_tensors_are_constants(chains, missing):
+    (layer,) = make_layers("norm, relu", torch.float32)
+    layer = layer._replace(**{("weight", "bias", "gamma", "beta")[missing]: layer[missing].detach()})
+    x, leaves = torch.randn(T, B, IN), [tensor for tensor in layer[:4] if tensor.requires_grad]
+    found = [torch.autograd.grad(run(x, [layer]).square().sum(), leaves) for run in (PlainLayers(), chains)]
+    torch.testing.assert_close(found[1], found[0], **tolerance(torch.float32))
+
+
+def test_a_stack_that_only_scales_is_no_group_of_one_that_normalises():
+    stacks = [make_layers("norm", torch.float64) for _ in range(2)]
+    stacks[1] = [layer._replace(norm=False) for layer in stacks[1]]
+    x = torch.randn(T, B, IN).double()
+    torch.testing.assert_close(Chains().each(x, stacks), PlainLayers().each(x, stacks))
+
+
+@pytest.mark.parametrize("chains", CHAINS)
+def test_inputs_in_bfloat16_are_no_layer_norms_in_float32(chains):
+    layers, x = make_layers("norm", torch.bfloat16), torch.randn(T, B, IN).bfloat16()
+    exact = PlainLayers()(x.float(), [Layer(*(tensor.detach().float() for tensor in layers[0][:4]))])
+    assert (chains(x, layers).float() - exact).norm() < 0.03 * exact.norm()
+
+
+def test_a_tape_hears_nothing_of_other_threads():
+    (layer,), x = make_layers("linear", torch.float64), torch.randn(T, B, IN).double()
+    with taped(), ThreadPoolExecutor(1) as thread:
+        y = thread.submit(Chains(), x, [layer]).result()
+    weight, _ = torch.autograd.grad(y.sum(), layer[:2])
+    torch.testing.assert_close(weight, x.sum((0, 1)).expand(OUT, IN))
 
 
 def test_a_weight_that_is_computed_is_refused_on_a_tape():

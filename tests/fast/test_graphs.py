@@ -306,6 +306,37 @@ def test_a_compiler_that_a_signal_ended_is_called_again_without_what_it_left(
 
 
 @pytest.mark.usefixtures("interpreted")
+def test_a_tensor_of_its_own_that_a_network_changes_is_bad_input():
+    class Counting:
+        def __init__(self, step):
+            self.place, self.step = torch.zeros(2), step
+
+        def __call__(self, x):
+            self.place += self.step
+            return x + self.place
+
+    changed = r"agent\.kernels: 'compiled' failed, use torch: the network or the loss changes a tensor"
+    with pytest.raises(ConfigError, match=changed):
+        Graphs()(Counting(1), torch.ones(2))
+    place, call = torch.ones(2), Graphs()
+    function = partial(torch.add, other=place)
+    assert torch.equal(call(function, torch.ones(2)), torch.full((2,), 2.0))
+    place += 1
+    with pytest.raises(ConfigError, match=changed):
+        call(function, torch.ones(2))
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_a_disk_that_is_full_is_no_fault_of_the_settings(monkeypatch):
+    def full(graph, examples, **_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch._inductor, "standalone_compile", full)
+    with pytest.raises(OSError, match="No space left"):
+        Graphs()(torch.neg, torch.ones(2))
+
+
+@pytest.mark.usefixtures("interpreted")
 def test_shapes_that_never_repeat_are_bad_input(monkeypatch):
     monkeypatch.setattr(graphs, "MOST", 3)
     call = Graphs()

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import own_networks  # noqa: F401  # its classes are found where it is imported already
+import own_networks
 import pytest
 import torch
 from doubles import double
@@ -157,6 +157,39 @@ def test_three_steps_on_the_fast_path_are_three_steps_of_plain_torch(make, make_
             # Adam's first steps have the size of the rate, 3e-4, whatever the gradient's: rounding may turn one
             assert (mine - theirs).abs().max() < 2e-3, key
             assert (mine - theirs).abs().mean() < 2e-5, key
+
+
+@pytest.mark.parametrize("method", ["unitary", "pcgrad", "graddrop"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_of_one_task_too_all_that_is_its_own_learns_as_in_plain_torch(make, make_batch, name, method):
+    part = {"activation": "silu", "dropout": 0.0, "weight_decay": 0.0}
+    agents = [
+        make(name, None, 1, kernels=k, optimizer=method, part=part) for k in ("plain", "torch", "onednn")
+    ]
+    noise, batch, found = agents[0].draw_noise(B), make_batch(1, B), []
+    for agent in agents:
+        agent.update(batch, noise)
+        found.append({key: p.grad for part in (agent.actor, agent.critic) for key, p in part.tensors()})
+    for mine in found[1:]:
+        for key, gradient in found[0].items():
+            torch.testing.assert_close(mine[key], gradient, rtol=1e-3, atol=1e-5)
+    assert all(gradient.abs().sum() > 0 for key, gradient in found[0].items() if "norms" in key)
+
+
+@pytest.mark.parametrize("method", ["unitary", "pcgrad", "graddrop"])
+@pytest.mark.parametrize("kernels", ["plain", "torch"])
+def test_a_network_of_which_nothing_is_shared_trains_its_heads(make_agent, make_batch, kernels, method):
+    agent = make_agent(task_input="heads", hidden=(), optimizer=method, kernels=kernels)
+    assert not agent.critic.shared
+    agent.update(make_batch())
+    assert all(p.grad.abs().sum() > 0 for p in agent.critic.private.values())
+
+
+def test_a_network_that_cannot_keep_its_promise_for_all_tasks_at_once_is_refused(make, monkeypatch):
+    monkeypatch.setattr(own_networks.Mixture, "all_at_once", True)
+    with pytest.raises(ConfigError, match="own_networks:Mixture says all_at_once, but does not give"):
+        make(OWN, kernels="torch")
+    make(OWN, kernels="plain")
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != OWN])

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
 import pytest
 import torch
 from torch import Tensor
 
-from mtrl.optimizers import OPTIMIZERS, GramianMethod, OptimizerError, RowMethod, make_optimizer
+from mtrl.optimizers import (
+    OPTIMIZERS,
+    GramianMethod,
+    OptimizerError,
+    RowMethod,
+    Scalarization,
+    make_optimizer,
+)
+from mtrl.optimizers.base import gramian_of, weighted_sum
 from mtrl.optimizers.pcgrad import random_orders
 
 
@@ -14,14 +25,27 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def choices(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return (False, True) if hint is bool else ()
+
+
 def variants() -> list[tuple[str, dict]]:
-    """Every method with its defaults, and with every other choice that it has."""
-    found: list[tuple[str, dict]] = [(name, {}) for name in OPTIMIZERS]
-    found += [(n, {"scale": "as_published"}) for n in ("pcgrad", "gradvac", "graddrop", "nash_mtl", "cagrad")]
-    found += [(n, {"scale": "as_published"}) for n in ("aligned_mtl", "famo", "uncertainty")]
-    found += [("cagrad", {"solver": "official"}), ("cagrad", {"c": 0.99}), ("imtl_g", {"as_published": True})]
-    found += [("mgda", {"normalize": "l2"}), ("rlw", {"distribution": "normal"})]
+    """Every method with every combination of the choices that its options are."""
+    found: list[tuple[str, dict]] = [("cagrad", {"c": 0.99}), ("pe_ltr", {"c": 0.0})]
+    for name, method in OPTIMIZERS.items():
+        hints = get_type_hints(method.__init__)
+        of_option = {key: choices(hint) for key, hint in hints.items() if choices(hint)}
+        found += [
+            (name, dict(zip(of_option, values, strict=True))) for values in product(*of_option.values())
+        ]
     return found
+
+
+def test_variants_are_all_that_there_are() -> None:
+    assert variants().count(("rlw", {"distribution": "normal"})) == 1
+    assert len([name for name, _ in variants() if name == "cagrad"]) == 1 + 2 * 4
 
 
 CASES = {
@@ -55,9 +79,32 @@ def test_the_result_is_finite_and_no_longer_than_it_may_be(name: str, options: d
             combined = optimizer.combine(jacobian.to(dtype))
             assert combined.dtype == dtype
             assert combined.isfinite().all()
-        if name not in ("imtl_g", "nash_mtl", "gradvac") and options.get("scale") != "as_published":
+        if name not in ("imtl_g", "nash_mtl", "gradvac") and options.get("scale", "mean") == "mean":
             # these three may leave the convex hull's size: weights of both signs, or of unequal norms
             assert combined.norm() <= jacobian.norm(dim=1).max() * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", [n for n, c in OPTIMIZERS.items() if issubclass(c, GramianMethod)])
+def test_an_update_takes_what_combine_gives(name: str, case: str) -> None:
+    jacobian = CASES[case].double()
+    combined = make_optimizer(name, len(jacobian), seed=5).combine(jacobian)
+    weights = make_optimizer(name, len(jacobian), seed=5).weights(gramian_of(jacobian))
+    size = float(jacobian.norm(dim=1).max())
+    assert weighted_sum(weights, jacobian).tolist() == pytest.approx(
+        combined.tolist(), rel=1e-4, abs=1e-6 * size
+    )
+
+
+@pytest.mark.parametrize("c", [0.5, 0.9])
+def test_cagrad_leaves_a_zero_gradient_to_the_mean(c: float) -> None:
+    # of (g, 0) the mean is that of g times 3/4, and with it radius and step: no direction improves the zero one
+    jacobian = CASES["one zero"].double()
+    combined = make_optimizer("cagrad", 4, c=c).combine(jacobian)
+    alone = make_optimizer("cagrad", 3, c=c).combine(jacobian[:3])
+    assert combined.tolist() == pytest.approx((0.75 * alone).tolist())
+    weights = make_optimizer("cagrad", 4, c=c).weights(jacobian @ jacobian.T)
+    assert weights[3] == pytest.approx(0.25 / (1 + c))
 
 
 def test_one_task_keeps_its_gradient(name: str) -> None:
@@ -140,16 +187,27 @@ def test_combine_refuses_integers(name: str) -> None:
         make_optimizer(name, 2).combine(torch.zeros(2, 3, dtype=torch.long))
 
 
-@pytest.mark.parametrize(("name", "options"), variants(), ids=str)
-def test_inside_an_update_nan_neither_raises_nor_hangs_nor_hides(name: str, options: dict) -> None:
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    ("name", "options"), [v for v in variants() if not issubclass(OPTIMIZERS[v[0]], Scalarization)], ids=str
+)
+def test_inside_an_update_no_number_neither_raises_nor_hangs_nor_hides(
+    name: str, options: dict, bad: float
+) -> None:
     jacobian = normal(4, 6)
-    jacobian[1, 2] = torch.nan
+    jacobian[1, 2] = bad
     optimizer = make_optimizer(name, 4, **options)
     if isinstance(optimizer, RowMethod):
-        assert optimizer.combine_rows(jacobian).isnan().any()
-    elif isinstance(optimizer, GramianMethod):
+        assert not optimizer.combine_rows(jacobian).isfinite().all()
+    else:
+        assert isinstance(optimizer, GramianMethod)
         weights = optimizer.weights(jacobian @ jacobian.T)
-        assert (weights @ jacobian).isnan().any()
+        assert not (weights @ jacobian).isfinite().all()
+
+
+def test_pcgrad_takes_no_step_from_a_gramian_that_overflowed() -> None:
+    gramian = torch.diag(torch.tensor([torch.inf, 1.0, 1.0])) - 0.1
+    assert make_optimizer("pcgrad", 3).weights(gramian).isnan().all()
 
 
 def test_gradvac_learns_nothing_from_a_gradient_that_it_has_cancelled() -> None:

@@ -155,6 +155,12 @@ def test_uncertainty_settles_where_weights_are_inverse_to_losses() -> None:
     assert weights.tolist() == pytest.approx([0.8, 0.2], abs=1e-3)
 
 
+def test_famo_takes_a_loss_of_zero_for_one_of_1e_8() -> None:
+    # z = (½, ½): w ~ (½ / 1e-8, ½ / 1) -> (1, 1e-8)
+    weights = make_optimizer("famo", 2).weights(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert weights.tolist() == pytest.approx([1.0, 1e-8], rel=1e-6)
+
+
 def test_famo_weighs_by_inverse_loss_then_favours_the_task_that_improved_less() -> None:
     # z = (½, ½): w ~ (½ / 1, ½ / 4) -> (.8, .2)
     optimizer = make_optimizer("famo", 2, lr=0.5, gamma=0.0)
@@ -168,7 +174,7 @@ def test_famo_weighs_by_inverse_loss_then_favours_the_task_that_improved_less() 
     assert optimizer.weights(losses).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_official_cagrad_solver_finds_the_optimum_it_can_reach(two_tasks: Tensor) -> None:
+def test_the_published_cagrad_solver_finds_the_optimum_it_can_reach(two_tasks: Tensor) -> None:
     # the exact optimum is w = (1, 0), λ = ½ (see above); logits can only approach it
     gramian = (two_tasks @ two_tasks.T).numpy()
     weights, factor = descend_logits(gramian, 0.5, lr=25.0)

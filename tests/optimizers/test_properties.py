@@ -189,11 +189,10 @@ def test_weights_of_a_scalarization_are_positive_and_sum_to_one(losses: list[flo
         assert weights.sum() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["unitary", "static", "uncertainty", "famo"])
 def test_before_any_loss_a_scalarization_combines_with_the_mean(name: str) -> None:
-    optimizer = make_optimizer(name, 3)
-    if isinstance(optimizer, Scalarization) and name != "rlw":  # which draws
-        jacobian = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        assert torch.allclose(optimizer.combine(jacobian), jacobian.mean(dim=0))
+    jacobian = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(make_optimizer(name, 3).combine(jacobian), jacobian.mean(dim=0))
 
 
 @pytest.mark.parametrize("name", ["rlw", "graddrop"])
@@ -219,11 +218,10 @@ def test_cagrad_stays_in_its_ball_however_small_the_mean_is_beside_the_gradients
 
 def test_the_published_solver_of_cagrad_counts_gradients_far_below_its_constant_as_zero() -> None:
     rows = torch.randn(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    official, published = (make_optimizer("cagrad", 3, solver=s) for s in ("official", "as_published"))
-    small, large = 1e-6 * rows, 1e3 * rows
-    assert torch.allclose(official.combine(small) * 1e6, official.combine(rows))
+    exact, published = (make_optimizer("cagrad", 3, solver=s) for s in ("exact", "as_published"))
+    small = 1e-6 * rows
+    assert torch.allclose(exact.combine(small) * 1e6, exact.combine(rows))
     assert not torch.allclose(published.combine(small) * 1e6, published.combine(rows), rtol=1e-2)
-    assert torch.allclose(official.combine(large), published.combine(large), rtol=1e-4)
 
 
 def test_weights_that_cancel_are_summed_in_float64() -> None:

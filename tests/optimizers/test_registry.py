@@ -50,7 +50,7 @@ def test_an_unknown_option_gets_the_valid_ones() -> None:
         ("cagrad", {"c": 1.0}, ["c = 1.0", "at least 0 and below 1"]),
         ("cagrad", {"c": -0.1}, ["c = -0.1", "at least 0 and below 1"]),
         ("cagrad", {"c": float("nan")}, ["c = nan", "at least 0 and below 1"]),
-        ("cagrad", {"solver": "sgd"}, ["solver = 'sgd'", "'exact', 'official'"]),
+        ("cagrad", {"solver": "sgd"}, ["solver = 'sgd'", "'exact', 'as_published'"]),
         ("pcgrad", {"scale": "sum"}, ["scale = 'sum'", "'mean', 'as_published'"]),
         ("imtl_g", {"as_published": 1}, ["as_published = 1", "true or false"]),
         ("gradvac", {"beta": 1.5}, ["beta = 1.5", "from 0 to 1"]),

@@ -209,9 +209,13 @@ def test_an_absent_task_learns_nothing(name: str) -> None:
     assert (after[0, present] != before[0, present]).all()
 
 
-def test_famo_refuses_to_learn_before_it_has_seen_losses() -> None:
-    with pytest.raises(OptimizerError, match="after_step"):
-        make_optimizer("famo", 2).after_step(torch.ones(2))
+def test_famo_learns_nothing_from_an_update_that_no_task_was_in() -> None:
+    optimizer, nobody = make("famo"), torch.zeros(TASKS, dtype=torch.bool)
+    update(optimizer, 0)
+    before = optimizer.logits.clone()
+    of_present(optimizer, torch.ones(TASKS), nobody)
+    optimizer.after_step(torch.full((TASKS,), 0.5))
+    assert torch.equal(optimizer.logits, before)
 
 
 def test_only_famo_asks_for_the_losses_after_the_step_and_two_methods_act_on_the_critic_only() -> None:
