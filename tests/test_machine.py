@@ -117,16 +117,24 @@ def test_threads_spin_briefly_unless_the_user_says_how_they_wait(own, expected):
     assert done.stdout.split() == [expected, "False"]  # said before torch is loaded
 
 
-def test_freed_memory_is_kept_where_the_c_library_can_and_ignored_where_not(monkeypatch):
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (2**26, [(-3, 2**26), (-1, 2**31 - 1)]),  # malloc.h: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        (2**25, [(-3, 2**26), (-3, 2**25), (-1, 2**31 - 1)]),
+        (0, [(-3, 2**26), (-3, 2**25)]),  # a trim threshold alone would have all blocks mapped anew
+    ],
+)
+def test_freed_memory_is_kept_where_the_c_library_can_and_ignored_where_not(monkeypatch, most, expected):
     asked = []
 
     class Library:
         def mallopt(self, parameter: int, value: int) -> int:
             asked.append((parameter, value))
-            return 1
+            return int(parameter == -1 or value <= most)
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
     keep_freed_memory()
-    assert asked == [(-1, 2**31 - 1), (-3, 2**26)]  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    assert asked == expected
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     keep_freed_memory()
