@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +10,14 @@ from typing import Any
 from mtrl.commands import evaluate as evaluating
 from mtrl.commands import video as filming
 from mtrl.commands.train import folder_of, start
-from mtrl.config import ConfigError
 from mtrl.envs import name_own
 from mtrl.envs.process import plain_warnings
 from mtrl.evaluate import Scores
 from mtrl.results.video import TILE
 from mtrl.run.folder import RunFolder
+from mtrl.settings.keys import as_text
 from mtrl.settings.train import parse_train
-from mtrl.values import flat_items, shown
+from mtrl.values import flat_items
 
 MakeTasks = Callable[..., Mapping[str, Callable[[], Any]]]
 
@@ -94,20 +92,6 @@ def video(
     found = evaluating.find_policy(_path(run), checkpoint)
     protocol, seed = evaluating.protocol_of(found)
     return filming.shoot(found.policy, protocol, seed, Path(out), episodes, tasks, tile)
-
-
-def as_text(key: str, value: Any) -> str:
-    """A setting as the command line has it.
-
-    Raises:
-        ConfigError: it is of no kind that a setting has.
-    """
-    if isinstance(value, str | os.PathLike):
-        return os.fspath(value)
-    try:
-        return json.dumps(value, default=lambda item: item.tolist())  # numpy's numbers and arrays
-    except (AttributeError, TypeError, ValueError):
-        raise ConfigError(f"{key}: {shown(value)} is no setting") from None
 
 
 def _path(run: RunFolder | str | Path) -> Path:

@@ -26,6 +26,7 @@ from mtrl.envs.process import plain_warnings
 from mtrl.envs.protocol import SuiteError
 from mtrl.errors import CheckpointError, OptimizerError, PolicyError
 from mtrl.machine import keep_freed_memory
+from mtrl.values import printable
 
 FAILED, BAD_INPUT = 1, 2
 COMMANDS = {
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except (ConfigError, SuiteError, OptimizerError, PolicyError, CheckpointError) as error:
-        print(f"mtrl: {error}", file=sys.stderr)
+        print(f"mtrl: {printable(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except (MemoryError, RuntimeError) as error:
         reason = (str(error).splitlines() or ["MemoryError"])[0]
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         OSError
     ) as error:  # outside of training, which marks its run: a place that may not be entered or is full
         where = f"{error.filename}: " if error.filename else ""
-        print(f"mtrl: {where}{error.strerror or error}", file=sys.stderr)
+        print(printable(f"mtrl: {where}{error.strerror or error}"), file=sys.stderr)
         leave_output()
         return BAD_INPUT if error.filename else FAILED
     except KeyboardInterrupt:

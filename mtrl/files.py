@@ -8,6 +8,8 @@ import os
 import stat
 from pathlib import Path
 
+TAIL = 2**18  # bytes of a file's end that are read
+
 # not through a link, and without waiting for the other end of a pipe
 SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -23,6 +25,17 @@ def open_own(path: Path, flags: int) -> int:
         os.close(handle)
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     return handle
+
+
+def end_of(path: Path) -> str:
+    """The last 256 KB at most of a regular file, as text.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+    """
+    with os.fdopen(open_own(path, os.O_RDONLY), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+        return file.read(TAIL).decode(errors="replace")
 
 
 def read_bounded(path: Path, most: int) -> bytes:

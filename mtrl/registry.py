@@ -22,10 +22,14 @@ def trust(module: str) -> str:
     return module
 
 
-def require_trusted(name: str) -> None:
-    """Raise ValueError unless the module of ``module:Class`` is imported already or trusted."""
+def require_trusted(name: str, called: bool = False) -> None:
+    """Raise ValueError unless the module of ``module:Class`` is trusted, or imported already.
+
+    Args:
+        called: it is a function that will be called; then imported is not enough: ``sys:exit`` is.
+    """
     module = name.partition(":")[0]
-    if module not in sys.modules and module not in _trusted:
+    if module not in _trusted and (called or module not in sys.modules):
         raise ValueError(
             f"{name!r} needs the module {module}, which no file may import; add --import {module} to trust it"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import types
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,11 @@ def shown(value: Any) -> str:
     text = "null" if value is None else repr(value) if isinstance(value, (str, bool)) else str(value)
     text = text.encode("ascii", "backslashreplace").decode() if not text.isprintable() else text
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
+
+
+def printable(text: str) -> str:
+    """A text that a terminal shows as it is: what moves the cursor is written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(message: str) -> str:
@@ -61,7 +67,12 @@ def plain(value: Any) -> Any:
 
 
 def fields_of(cls: Any) -> dict[str, Any]:
-    """Names and types of a dataclass's fields."""
+    """Names and types of a dataclass's fields; nobody changes the mapping."""
+    return _fields_of(cls)
+
+
+@functools.cache
+def _fields_of(cls: Any) -> dict[str, Any]:
     hints = get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from stable_baselines3.common.logger import KVWriter, Logger
 from tiny_runs import POINT, train, written
 
@@ -22,6 +23,7 @@ from mtrl.envs import Protocol, SuiteError, make_suite
 from mtrl.envs.point import PointEnv
 from mtrl.replay import TaskReplay
 from mtrl.sac import MTSAC
+from mtrl.settings.keys import as_text
 from mtrl.train import Trainer
 
 MTRL = Path(sys.executable).with_name("mtrl")
@@ -169,6 +171,36 @@ def test_what_is_no_suite_is_refused_in_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"checkpoint": "Best"}, "checkpoint: 'Best' is not valid; it must be best or last"),
+        ({"checkpoint": "best", "file": True}, "checkpoint: best is not valid"),
+        ({"episodes": 0}, "episodes: 0 is not valid"),
+        ({"episodes": "3"}, "episodes: '3' is not valid"),
+    ],
+)
+def test_what_evaluate_cannot_do_is_refused_from_python_too(
+    tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    run = api.run(run_dir=str(tmp_path / "run"), **settings())
+    place = run.last if options.pop("file", False) else run
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        api.evaluate(place, **options)
+
+
+def test_a_resolved_config_is_what_run_takes(tmp_path: Path) -> None:
+    run = api.run(run_dir=str(tmp_path / "a"), **settings())
+    resolved = {**yaml.safe_load(run.config.read_text()), "run_dir": str(tmp_path / "b")}
+    assert written(api.run(**resolved).path) == written(run.path)
+
+
+def test_a_text_option_stays_a_text() -> None:
+    assert as_text("optimizer.options", {}) == "{}"
+    assert as_text("optimizer.options.scale", "3") == '"3"'
+    assert as_text("label", "3") == "3"
+
+
 def test_a_function_that_no_other_process_finds_is_refused() -> None:
     with pytest.raises(SuiteError, match="is not a function at the top of a module"):
         api.run(lambda: {"a": PointEnv})
@@ -223,12 +255,10 @@ def test_a_trainer_with_a_logger_logs_training_without_a_callback() -> None:
 
 
 def test_a_setting_may_be_a_path_or_numpys_and_what_is_none_is_refused():
-    assert api.as_text("run_dir", Path("a/b")) == "a/b"
-    assert api.as_text("seed", np.int64(3)) == "3"
+    assert as_text("run_dir", Path("a/b")) == "a/b"
+    assert as_text("seed", np.int64(3)) == "3"
     assert (
-        api.as_text("agent.actor.hidden", np.array([8, 8]))
-        == api.as_text("agent.actor.hidden", [8, 8])
-        == "[8, 8]"
+        as_text("agent.actor.hidden", np.array([8, 8])) == as_text("agent.actor.hidden", [8, 8]) == "[8, 8]"
     )
     with pytest.raises(ConfigError, match="seed: <object"):
-        api.as_text("seed", object())
+        as_text("seed", object())

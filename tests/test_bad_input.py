@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -220,6 +221,8 @@ CONFIGS = {
     ),
     "absurdly many goals": "{protocol: {suite: point, num_goals: 1000000000000}}",
     "absurdly many threads": "threads: 1000000000",
+    "a function of a module that is there": "{protocol: {suite: 'sys:exit'}}",
+    "one that ends the process": "{protocol: {suite: 'os:abort'}}",
 }  # fmt: skip
 
 
@@ -230,12 +233,36 @@ def test_a_hostile_config_is_refused(refused, tmp_path, config):
     refused("train", f"--config={path}", "--run_dir=executed")
 
 
+@pytest.mark.parametrize(
+    "typed", ["--optimizer.name=unitary", "--protocol.suite=point", "--agent.network.name=mlp"]
+)
+def test_naming_one_of_ours_trusts_no_module_of_that_name(refused, tmp_path, monkeypatch, typed):
+    key, _, name = typed.removeprefix("--").partition("=")
+    (tmp_path / f"{name}.py").write_text("open('executed', 'w')")
+    monkeypatch.chdir(tmp_path)
+    nests = {
+        "optimizer.name": "agent: {network: {name: 'unitary:X'}}", "protocol.suite": "optimizer: {name: 'point:X'}",
+        "agent.network.name": "protocol: {suite: 'mlp:X'}",
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(nests[key])
+    assert f"no file may import; add --import {name}" in refused("train", "--config=config.yaml", typed)
+    assert not Path("executed").exists()
+
+
 def test_a_damaged_config_of_a_run_is_refused(refused, unfinished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(unfinished, run)
     (run / "config.yaml").write_text("{")
     assert "config.yaml cannot be read as YAML" in refused("train", f"--resume={run}")
     assert "config.yaml cannot be read as YAML" in refused("train", *POINT, f"--run_dir={run}")
+    resolved = (unfinished / "config.yaml").read_text()
+    for line, told in (
+        ("threads: abc", "config.yaml: threads: 'abc'"),
+        ("threads: null", "config.yaml: threads: null"),
+    ):
+        (run / "config.yaml").write_text(re.sub(r"(?m)^threads: .*$", line, resolved))
+        auto = [argument for argument in POINT if not argument.startswith("--threads")]
+        assert told in refused("train", *auto, "--threads=auto", "--allow_changes", f"--run_dir={run}")
 
 
 def made(change):
@@ -288,6 +315,8 @@ POLICIES = {
     ),
     "a file of absurd size": sparse,
     "somebody else's": damaged(lambda raw: save({"w": torch.zeros(2)})),
+    "tasks that end the process": made(lambda metadata, _: metadata["info"]["protocol"].update(suite="sys:exit")),
+    "half a seed": made(lambda metadata, _: metadata["info"].update(seed=1.9)),
     "metadata that is no JSON": damaged(lambda raw: save({"w": torch.zeros(2)}, {"mtrl": "{"})),
     "metadata too deep": damaged(lambda raw: save({"w": torch.zeros(2)}, {"mtrl": "[" * 10**5})),
     "an absurd width": made(lambda m, t: m["actor"].update(hidden=[10**12, 10**12])),

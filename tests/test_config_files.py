@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
 from mtrl.cli import main
 from mtrl.config import AgentConfig, ConfigError
 from mtrl.envs import PRESETS, Protocol, SuiteError
+from mtrl.settings.files import load_yaml
 from mtrl.settings.train import parse_train
 
 
@@ -41,6 +44,23 @@ def test_the_command_line_goes_above_config_and_base(write):
     assert request.config.agent.gamma == 0.25
     assert request.config.agent.tau == parse_train(["--config", "point"]).config.agent.tau
     assert request.config.agent.tau != AgentConfig().tau
+
+
+def test_merges_are_yamls_own_keys_first_then_the_earlier_mappings():
+    text = "a: &a {x: 1, y: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b, z: 3}\nd: {<<: [*a, *b], z: 4}\ne: {f: {<<: *b}}"
+    read = load_yaml(text, "text")
+    assert read["b"] == {"x": 2, "y": 1}
+    assert read["c"] == {"x": 2, "y": 1, "z": 3}
+    assert read["d"] == {"x": 1, "y": 1, "z": 4}
+    assert read["e"] == {"f": {"x": 2, "y": 1}}
+    for bad, told in (("{x: 1, x: 2}", "'x' comes twice"), ("{a: 1, <<: 3}", "a merge (<<) is of mappings")):
+        with pytest.raises(ConfigError, match=re.escape(told)):
+            load_yaml(bad, "text")
+
+
+def test_a_base_that_is_the_file_itself_by_another_way_is_a_circle(write, tmp_path):
+    with pytest.raises(ConfigError, match="configs that are each other's base"):
+        parse_train(["--config", write(top=f"base: ../{tmp_path.name}/top.yaml")])
 
 
 def test_another_optimizer_drops_the_options_of_the_bases(write):

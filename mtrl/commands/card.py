@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     require_cards()
     run, folder = RunFolder(path_of("run", args.run)), path_of("folder", args.folder)
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ConfigError(f"folder: {folder} exists already; nothing was changed: name another")
     if not folder.absolute().parent.is_dir():
         raise ConfigError(f"folder: {folder} cannot be made (there is no {folder.absolute().parent})")

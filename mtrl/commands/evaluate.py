@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtrl import registry
-from mtrl.config import MOST_WORKERS, ConfigError, TrainConfig
+from mtrl.config import MOST_WORKERS, ConfigError, TrainConfig, whole
 from mtrl.envs import Protocol, SuiteError, is_own, make_suite
 from mtrl.envs.vec import SuiteVecEnv
 from mtrl.errors import PolicyError
@@ -120,11 +120,12 @@ def scores_of(
 def described(found: Found, protocol: Protocol, seed: int, scores: Scores) -> dict[str, Any]:
     """Scores with all that they depend on, for JSON."""
     goal_seed = seed if protocol.goal_seed is None else protocol.goal_seed
+    steps = found.policy.info.get("steps_per_task")
     return {
         "protocol": {**protocol.to_dict(), "name": protocol.name, "goal_seed": goal_seed},
         "checkpoint": found.checkpoint, "run_status": found.status,
         # files of before it was written have none
-        "steps_per_task": found.policy.info.get("steps_per_task"), **scores.to_dict(),
+        "steps_per_task": steps if type(steps) is int else None, **scores.to_dict(),
     }  # fmt: skip
 
 
@@ -141,12 +142,12 @@ def protocol_of(found: Found, seed: int | None = None) -> tuple[Protocol, int]:
     suite = told.get("suite") if isinstance(told, dict) else None
     if isinstance(suite, str) and is_own(suite):
         try:
-            registry.require_trusted(suite)
+            registry.require_trusted(suite, called=True)
         except ValueError as error:
             raise PolicyError(f"{named}: its tasks' {error}") from None
     try:
         protocol = Protocol.from_dict(policy.info["protocol"])
-        own = int(policy.info["seed"])
+        own = whole("seed", policy.info["seed"], 0)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = str(error) if isinstance(error, SuiteError) else "it tells none"
         raise PolicyError(
@@ -193,8 +194,10 @@ def episodes_on(envs: SuiteVecEnv, episodes: int | None) -> int:
     """How many episodes each task has: as asked for, else one for every goal, or without goals as many as in training.
 
     Raises:
-        ConfigError: there are goals, and fewer than the episodes that are asked for.
+        ConfigError: no such number; or there are goals, and fewer than the episodes that are asked for.
     """
+    if episodes is not None and (type(episodes) is not int or episodes < 1):
+        raise ConfigError(f"episodes: {shown(episodes)} is not valid; it must be a whole number from 1 on")
     goals = envs.num_goals
     if episodes is not None and 0 < goals < episodes:
         name = "this suite" if envs.protocol is None else envs.protocol.name
@@ -209,9 +212,20 @@ def find_policy(path: Path, checkpoint: str) -> Found:
     """The policy of a run's folder, or of a file.
 
     Raises:
-        ConfigError: there is nothing there, with what there is.
+        ConfigError: there is nothing there, with what there is; no such checkpoint, or a file that is another's.
         PolicyError: the file is damaged or foreign.
     """
+    found = _found_policy(path, checkpoint)
+    if checkpoint not in ("best", "last"):
+        raise ConfigError(f"checkpoint: {shown(checkpoint)} is not valid; it must be best or last")
+    if checkpoint == "best" and found.checkpoint != "best":
+        raise ConfigError(
+            f"checkpoint: best is not valid; {path} is one policy, which is {found.checkpoint}: give a run's folder"
+        )
+    return found
+
+
+def _found_policy(path: Path, checkpoint: str) -> Found:
     if path.is_file():
         names = {"policy.safetensors": "last", "policy_best.safetensors": "best"}
         of_a_run = RunFolder(path.parent).meta.exists()

@@ -112,7 +112,7 @@ def shown(options: dict[str, Any]) -> str:
 
 
 def sizes(config: str) -> None:
-    """The config, and those that have it as their base and name a network."""
+    """The config, and those whose names go on from its own (``mt10_fast_mmoe``) and that name a network."""
     from mtrl.bench.sizes import size_of
     from mtrl.settings.files import find_config
     from mtrl.settings.train import parse_train

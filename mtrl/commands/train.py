@@ -21,7 +21,7 @@ from mtrl.run.session import INTERRUPTED, Session
 from mtrl.run.signals import Signals
 from mtrl.sac import MTSAC, require_network
 from mtrl.settings.files import read_settings
-from mtrl.settings.keys import explained
+from mtrl.settings.keys import convert, explained
 from mtrl.settings.train import Request, changed_settings, label_from, network_words, parse_train, settle
 from mtrl.train import Trainer
 
@@ -135,7 +135,8 @@ def check_resumable(run: RunFolder, request: Request) -> list[str]:
     choices = "choose another --seed, --label or --run_dir"
     changes = changed_settings(run.config, request.text)
     if run.status.startswith("DONE"):
-        before = read_settings(run.config).get("total_steps_per_task", 0)
+        key = "total_steps_per_task"
+        before = convert(int, read_settings(run.config).get(key, 0), f"{run.config}: {key}")
         if not changes and request.resume:
             return []
         if not request.resume and not request.allow_changes:

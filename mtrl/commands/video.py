@@ -14,6 +14,7 @@ from mtrl.results.tables import scores_table, show
 from mtrl.results.video import TILE, film, position, require_kind
 from mtrl.settings.files import path_of
 from mtrl.settings.parser import Parser
+from mtrl.values import shown
 
 
 def main(arguments: list[str]) -> int:
@@ -31,12 +32,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seed", type=int, help="draw other goals than the run's")
     parser.add_import()
     args = parser.parse_args(arguments)
-    for key, value, low, high in (
-        ("episodes", args.episodes, 1, 100), ("tile", args.tile, 64, 1024), ("seed", args.seed or 0, 0, 2**63 - 1),
-    ):  # fmt: skip
-        if not low <= value <= high or (key == "tile" and value % 2):
-            even = " and even" if key == "tile" else ""
-            raise ConfigError(f"{key}: {value} is not valid; it must be from {low} to {high}{even}")
+    require_within("seed", args.seed or 0, 0, 2**63 - 1)
+    require_sizes(args.episodes, args.tile)
     place = path_of("run", args.run)
     neighbour = (place if place.is_dir() else place.parent) / "video.mp4"
     out = path_of("out", args.out) if args.out else neighbour
@@ -47,11 +44,23 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def require_sizes(episodes: int, tile: int) -> None:
+    require_within("episodes", episodes, 1, 100)
+    require_within("tile", tile, 64, 1024, step=2)
+
+
+def require_within(key: str, value: int, low: int, high: int, step: int = 1) -> None:
+    if type(value) is not int or not low <= value <= high or value % step:
+        even = " and even" if step == 2 else ""
+        raise ConfigError(f"{key}: {shown(value)} is not valid; it must be from {low} to {high}{even}")
+
+
 def shoot(
     policy: Policy, protocol: Protocol, seed: int, out: Path,
     episodes: int = 1, tasks: Sequence[str] | None = None, tile: int = TILE,
 ) -> Scores:  # fmt: skip
     """Film the first episodes of an evaluation; see :func:`mtrl.results.video.film`."""
+    require_sizes(episodes, tile)
     require_kind(out)
     for name in tasks or ():
         position(name, protocol.task_names)

@@ -11,6 +11,7 @@ from mtrl.registry import import_options
 from mtrl.results.tables import interval, rate
 
 EXTRA = "huggingface_hub"
+BEST = "It is the policy of the best evaluation in training, so its number is biased upwards where goals are the same. "
 
 
 def require_cards() -> None:
@@ -66,12 +67,15 @@ def model_card(
         "not told by all tasks" if mean is None else f"{mean:.3f} ({interval(evaluation['mean_success_ci'])})"
     )
     steps = evaluation["steps_per_task"]
-    differing = "\n".join(f"| {key} | `{value}` |" for key, value in settings.items())
+    differing = "\n".join(
+        f"| {key} | `{str(value).replace('|', '&#124;')}` |" for key, value in settings.items()
+    )
     versions = ", ".join(f"{key} {value}" for key, value in dict(meta.get("versions") or {}).items())
     names = [protocol["suite"], *(str(value) for key, value in settings.items() if key.endswith(".name"))]
     imports = import_options(names)
     network = str(settings.get("agent.actor.network.name") or settings.get("agent.network.name") or "mlp")
     own = f"import {network.partition(':')[0]}  # the network's\n\n" if ":" in network else ""
+    chosen = BEST if evaluation["checkpoint"] == "best" else ""
     over = "goals"
     met = f"goals of seed {protocol['goal_seed']}: the deterministic policy meets every goal once"
     if ":" in protocol["suite"]:  # whose envs may have no goals
@@ -89,8 +93,9 @@ A multi-task policy (MT-SAC, optimizer `{optimizer}`) for {len(tasks)} tasks, af
 ## Evaluation
 
 Protocol `{protocol["name"]}`, {met}.
-Mean success over tasks: {overall}. Intervals are of 95 %, over {over}, for this one policy; they tell nothing about
-another seed of training. A task of one episode has none: goals are fixed and the number is exact for them.
+Mean success over tasks: {overall}. {chosen}Intervals are of 95 %, over {over}, for this one policy; they tell
+nothing about another seed of training. A task of one episode has none: goals are fixed and the number is exact for
+them.
 
 | task | success | interval | return | episodes |
 |---|---|---|---|---|

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -46,21 +47,21 @@ def film(
     names = names_of(envs) or ()
     shown = [(t, names[t]) for t in (position(name, names) for name in tasks or names)]
     require_kind(path)
-    temporary = path.with_name(f"{path.stem}.tmp{path.suffix}")
     metadata: dict[str, Any] = envs.metadata
     speed = float(metadata.get("render_fps", 30))
     every = max(1, round(speed / FRAMES_PER_SECOND))
     try:
-        writer = WRITERS[path.suffix](temporary, speed / every)
-        try:
-            scores = evaluate(policy, Filmed(envs, writer, shown, episodes, every, tile), episodes, names)
-        finally:
-            writer.close()
-        temporary.replace(path)
+        # a folder of its own: nobody's file has this name, and no link
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".video.") as folder:
+            made = Path(folder) / path.name
+            writer = WRITERS[path.suffix](made, speed / every)
+            try:
+                scores = evaluate(policy, Filmed(envs, writer, shown, episodes, every, tile), episodes, names)
+            finally:
+                writer.close()
+            made.replace(path)
     except OSError as error:
         raise ConfigError(f"out: {path} cannot be written ({error.strerror or error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return scores
 
 
@@ -91,8 +92,8 @@ def require_kind(path: Path) -> None:
 class Filmed(VecEnvWrapper):
     """A suite that hands a frame to a writer every so many steps, and when the last episode ends.
 
-    A task whose episodes are over keeps its last picture. An env that ends resets itself in the same step, so the
-    picture of a last step is that of a step before.
+    A task whose episodes are over keeps its last picture. An env that ends resets itself in the same step, so its last
+    picture is the one that was taken before: one to ``every`` steps.
     """
 
     def __init__(

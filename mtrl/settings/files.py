@@ -88,14 +88,24 @@ def _decodes(text: str) -> bool:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML's safe loader, for which a key that comes twice in a mapping is an error."""
+    """YAML's safe loader, with merges (<<) as YAML has them: own keys first, then those of earlier mappings.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1 and key != "<<"), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"the key {shown(twice)} comes twice")
-        return super().construct_mapping(node, deep)
+    PyYAML 6.0.4 compares keys by their address, and gives other values where merges are merged.
+    """
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        own: dict[Any, tuple[yaml.Node, yaml.Node]] = {}
+        below: dict[Any, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            if key.tag != "tag:yaml.org,2002:merge":
+                own[key.value if isinstance(key, yaml.ScalarNode) else id(key)] = key, value
+                continue
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(source, yaml.MappingNode):
+                    raise yaml.YAMLError("a merge (<<) is of mappings")
+                self.flatten_mapping(source)
+                below = {**{name.value: (name, item) for name, item in source.value}, **below}
+        node.value = list({**below, **own}.values())
 
 
 # YAML 1.2's numbers: 3e2 is one, 1:30 is none
@@ -201,12 +211,19 @@ def require_plain(value: Any, what: str, depth: int, dotted: bool = False) -> No
 
 
 def count_values(node: yaml.Node | None, counted: dict[int, int]) -> int:
-    """How many values a YAML node becomes, without making them; a node within itself is too many."""
+    """How many values a YAML node becomes, without making them; a node within itself is too many.
+
+    Raises:
+        YAMLError: a key comes twice in a mapping.
+    """
     if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in counted:
         counted[id(node)] = MOST_VALUES + 1
         pairs = isinstance(node, yaml.MappingNode)
         children = [child for pair in node.value for child in pair] if pairs else node.value
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)] if pairs else []
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"the key {shown(twice)} comes twice")
         counted[id(node)] = 1 + sum(count_values(child, counted) for child in children)
     return counted[id(node)]

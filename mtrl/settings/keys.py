@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import partial
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from mtrl.config import ConfigError, TrainConfig
 from mtrl.envs import Protocol, SuiteError
@@ -102,8 +105,10 @@ def value_of(key: str, text: str) -> Any:
     for part in key.split("."):
         hint = fields.get(part)
         fields = fields_of(hint) if dataclasses.is_dataclass(hint) else {}
-    if hint is str or (str in get_args(hint) and text != "null"):
+    if hint is str or (get_origin(hint) is not dict and str in get_args(hint) and text != "null"):
         return text
+    if not text.strip():
+        raise ConfigError(f"{key}: '' is not valid; give a value, or null")
     if len(text) > MOST_BYTES:
         raise ConfigError(
             f"{key}: a value of {len(text)} characters; a config has at most {MOST_BYTES} bytes"
@@ -112,6 +117,26 @@ def value_of(key: str, text: str) -> Any:
         raise ConfigError(f"{key}: {shown(text)} is not valid; a value has no references")
     value = load_yaml(text, key)
     return float(text) if text.lower() in ("nan", "inf", "-inf") else value
+
+
+def as_text(key: str, value: Any) -> str:
+    """A setting's value as a command line gives it: :func:`value_of` the other way round.
+
+    Raises:
+        ConfigError: no text there means the same.
+    """
+    texts = [os.fspath(value)] if isinstance(value, str | os.PathLike) else []
+    with contextlib.suppress(AttributeError, TypeError, ValueError):  # a date, say
+        texts.append(json.dumps(value, ensure_ascii=False, default=as_plain))
+    for text in texts:
+        if key == "protocol.preset" or value_of(key, text) == json.loads(texts[-1]):
+            return text
+    raise ConfigError(f"{key}: {shown(value)} is not valid; no command line can say it")
+
+
+def as_plain(value: Any) -> Any:
+    """What JSON has no word for: paths, and numpy's numbers and arrays."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value.tolist()
 
 
 def explained(default: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:

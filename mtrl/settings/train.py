@@ -13,14 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import yaml
-
 from mtrl import registry
-from mtrl.config import ConfigError, TrainConfig
+from mtrl.config import AgentConfig, ConfigError, TrainConfig
 from mtrl.envs import Protocol, preset_fields
-from mtrl.settings.files import dump_yaml, find_config, path_of, read_settings
+from mtrl.settings.files import dump_yaml, find_config, load_yaml, path_of, read_settings
 from mtrl.settings.keys import COMMAND_ONLY, SECTIONS, WITH_OPTIONS, build, check_keys, convert, value_of
-from mtrl.values import flat_items, merged, nested, plain, shown
+from mtrl.values import fields_of, flat_items, merged, nested, plain, shown
 
 
 def load_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -50,8 +48,8 @@ def load_config(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return own
     if not isinstance(name, str):
         raise ConfigError(f"base: {shown(name)} in {path} is not the name of a config")
-    neighbour = path.parent / name
-    base = load_config(neighbour if neighbour.is_file() else find_config(name), (*above, path))
+    neighbour = path.parent / path_of("base", name)
+    base = load_config(neighbour.resolve() if neighbour.is_file() else find_config(name), (*above, path))
     for key in ("label", "run_dir"):
         base.pop(key, None)
     return laid_over(base, own)
@@ -92,8 +90,11 @@ class Request:
     print_config: bool = False
 
 
-def parse_train(arguments: Sequence[str]) -> Request:
+def parse_train(arguments: Sequence[str], typed: bool = True) -> Request:
     """The run that a command line asks for: its configs in their order, a preset above them, then each setting.
+
+    Args:
+        typed: by a person, who may name modules that are to be imported; else only ``--import`` may.
 
     Raises:
         ConfigError, SuiteError: naming the key, its value and what would be valid.
@@ -103,7 +104,7 @@ def parse_train(arguments: Sequence[str]) -> Request:
     preset: Mapping[str, Any] = {}
     labelled: dict[str, Any] = {}  # the config that gives the label
     resume: Path | None = None
-    typed: str | None = None  # run_dir
+    run_dir: str | None = None
     flags = {"allow_changes": False, "print_config": False}
     remaining = iter(arguments)
     for argument in remaining:
@@ -142,11 +143,19 @@ def parse_train(arguments: Sequence[str]) -> Request:
         else:
             check_keys(nested(key, None))
             own = merged(own, nested(key, value_of(key, value)))
-            typed = value if key == "run_dir" else typed
-            if key.removesuffix(".name") in WITH_OPTIONS or key == "protocol.suite":
+            run_dir = value if key == "run_dir" else run_dir
+            if (
+                typed
+                and ":" in value
+                and (key.removesuffix(".name") in WITH_OPTIONS or key == "protocol.suite")
+            ):
                 registry.trust(value.partition(":")[0])  # who types a module's name knows its code
-    if resume is not None and typed is not None and path_of("run_dir", typed).resolve() != resume.resolve():
-        raise ConfigError(f"run_dir: {shown(typed)} does not go with --resume, which goes on in {resume}")
+    if (
+        resume is not None
+        and run_dir is not None
+        and path_of("run_dir", run_dir).resolve() != resume.resolve()
+    ):
+        raise ConfigError(f"run_dir: {shown(run_dir)} does not go with --resume, which goes on in {resume}")
     own |= {} if resume is None else {"run_dir": str(resume)}
     settings = laid_over(merged(files, {"protocol": dict(preset)} if preset else {}), own)
     check_keys(settings)
@@ -155,7 +164,7 @@ def parse_train(arguments: Sequence[str]) -> Request:
     suite = dict(flat_items(settings)).get("protocol.suite")
     if isinstance(suite, str) and ":" in suite:
         try:
-            registry.require_trusted(suite)
+            registry.require_trusted(suite, called=True)
         except ValueError as error:
             raise ConfigError(f"protocol.suite: {error}") from None
     values = {
@@ -215,7 +224,10 @@ def settle(request: Request, run: Path, device: Literal["cpu", "cuda"]) -> Reque
 
     def settled(key: str, value: Any, choice: Callable[[Any], Any]) -> Any:
         recorded = started.get(key, "auto")
-        return choice(value) if value != "auto" or recorded == "auto" else recorded
+        if value != "auto" or recorded == "auto":
+            return choice(value)
+        declared = fields_of(AgentConfig) | SECTIONS
+        return convert(declared[key.removeprefix("agent.")], recorded, f"{run}: {key}")
 
     place = torch.device(device)
     threads = settled("threads", config.threads, choose_threads)
@@ -237,8 +249,8 @@ def changed_settings(before: Path, now: str) -> list[str]:
     """``key: old -> new`` for every setting that differs between a run's resolved config and another;
     where a run lies is no setting of it, and one that came later is no change at its default.
     """
-    old, new = dict(flat_items(read_settings(before))), dict(flat_items(yaml.safe_load(now)))
-    default = dict(flat_items(yaml.safe_load(parse_train([]).text)))
+    old, new = dict(flat_items(read_settings(before))), dict(flat_items(load_yaml(now, "the settings")))
+    default = dict(flat_items(load_yaml(parse_train([]).text, "the defaults")))
 
     def same(key: str) -> bool:
         if key in old or key not in default:

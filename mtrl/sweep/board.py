@@ -5,10 +5,8 @@ how far the runs are.
 from __future__ import annotations
 
 import contextlib
-import csv
 import datetime
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -19,12 +17,12 @@ from types import TracebackType
 from rich.live import Live
 from rich.table import Table
 
+from mtrl.files import end_of
 from mtrl.results.tables import make_console, make_table
 from mtrl.run.outputs import report
 from mtrl.run.status import read_status
 from mtrl.sweep.grid import Run
 
-TAIL = 2**18  # bytes of a log's end
 EVERY = 2.0  # seconds between looks at the run folders
 FIRST, SHARE, MOST = 60.0, 0.05, 4  # of such lines: seconds to the first, rarer as time goes; runs in each
 
@@ -140,36 +138,31 @@ class Board:
 
 def state_of(run: Run) -> str:
     """A run's state in a sweep's words, before it is started: waiting, done, diverged or again."""
+    if not (run.folder / "config.yaml").is_file():
+        return "waiting"
     status = read_status(run.folder)
-    if status.startswith("DONE"):
-        return "done"
-    if status.startswith("DIVERGED"):
-        return "diverged"
-    return "again" if (run.folder / "config.yaml").is_file() else "waiting"
+    return next((word for word in ("done", "diverged") if status.startswith(word.upper())), "again")
 
 
 def steps_of(run: Run) -> int:
     """How far its log says it is, in steps per task."""
-    rows = list(csv.reader([tail(run.folder / "progress.csv")]))
-    first = rows[0][0] if rows and rows[0] else ""
-    return int(first) if first.isdecimal() else 0
+    first = tail(run.folder / "progress.csv").partition(",")[0]
+    return int(first) if first.isdecimal() and len(first) < 20 else 0
 
 
 def success_of(run: Run) -> float | None:
     """At its last evaluation, the mean over tasks; None before it, or where success is never told."""
     try:
         value = json.loads(tail(run.folder / "eval.jsonl"))["mean_success"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return float(value) if isinstance(value, (int, float)) else None
+    return float(value) if type(value) in (int, float) and 0 <= value <= 1 else None
 
 
 def tail(path: Path) -> str:
     """A file's last whole line; empty without one."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-            lines = file.read(TAIL).decode(errors="replace").split("\n")
+        lines = end_of(path).split("\n")
     except OSError:
         return ""
     return lines[-2] if len(lines) > 1 else ""

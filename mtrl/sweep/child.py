@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtrl.files import read_bounded
+from mtrl.files import end_of, open_own
 from mtrl.run.status import read_status
+from mtrl.values import printable
 
 # `-c` puts the current folder first on the path: what lies there is not imported
 CODE = (
@@ -23,7 +24,6 @@ CODE = (
 SET_PDEATHSIG = 1  # linux/prctl.h
 # sent once for each thread of the parent that ends with it; a second SIGTERM would mean "at once"
 ORPHANED = signal.SIGUSR1
-MOST_LOG = 2**26  # bytes of a log that is read for its last line
 
 
 def command(arguments: Sequence[str], nice: int, parent: int = 0) -> list[str]:
@@ -58,7 +58,7 @@ def start(arguments: Sequence[str], log: Path, nice: int = 0) -> subprocess.Pope
         OSError: the log cannot be written, or no process can be started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    with os.fdopen(open_own(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as output:
         output.write(f"$ {shlex.join(['mtrl', 'train', *arguments])}\n".encode())
         output.flush()
         return subprocess.Popen(
@@ -70,11 +70,11 @@ def start(arguments: Sequence[str], log: Path, nice: int = 0) -> subprocess.Pope
 def last_line(log: Path) -> str:
     """The last line of a log: an error's reason."""
     try:
-        lines = read_bounded(log, MOST_LOG).decode(errors="replace").splitlines()
+        lines = end_of(log).splitlines()
     except OSError:
         return "its log cannot be read"
     text = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return "".join(c if c.isprintable() else "?" for c in text).removeprefix("mtrl: ")
+    return printable(text).removeprefix("mtrl: ")
 
 
 def verdict(code: int, folder: Path, log: Path) -> tuple[str, str]:

@@ -15,9 +15,7 @@ Settings go by their dotted names, an arm's above ``common``, both above the bas
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -25,10 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtrl import registry
 from mtrl.config import LONGEST_LABEL, ConfigError, nearest
-from mtrl.settings.files import EXPERIMENTS, find_config, find_file, read_settings, shipped
-from mtrl.settings.keys import WITH_OPTIONS, check_keys, value_of
+from mtrl.settings.files import EXPERIMENTS, find_config, find_file, path_of, read_settings, shipped
+from mtrl.settings.keys import SECTIONS, as_text, check_keys, convert
 from mtrl.settings.train import Request, parse_train
 from mtrl.values import flat_items, nested, shown
 
@@ -72,7 +69,7 @@ class Run:
         config = self.folder / "config.yaml"
         if asked != "auto" or not config.is_file():
             return asked
-        return read_settings(config).get(key, asked)
+        return convert(SECTIONS[key], read_settings(config).get(key, asked), f"{config}: {key}")
 
     def command(self, cores: int | None) -> tuple[str, ...]:
         """The arguments with threads and workers spelt out where they are ``auto``.
@@ -141,7 +138,7 @@ def read_experiment(path: Path) -> Experiment:
     base = content["base"]
     if not isinstance(base, str):
         raise ConfigError(f"{where}: base: {shown(base)} is not the name of a config")
-    neighbour = path.parent / base
+    neighbour = path.parent / path_of(f"{where}: base", base)
     if neighbour.is_file():
         base = os.path.abspath(neighbour)
     else:
@@ -190,11 +187,11 @@ def settings_in(content: Any, where: str) -> dict[str, Any]:
 
 def require_name(name: Any, where: str) -> None:
     """Raise unless this can be a folder's name."""
-    fits = isinstance(name, str) and name.isprintable() and name.strip(". ") and "/" not in name
+    fits = isinstance(name, str) and name.isprintable() and name.strip(". ") and not set("/$") & set(name)
     if not fits or len(name) > LONGEST_LABEL:
         raise ConfigError(
             f"{where}: {shown(name)} is not valid; it must be a folder's name of at most {LONGEST_LABEL} "
-            "printable characters, without /"
+            "printable characters, without / and $"
         )
 
 
@@ -251,28 +248,13 @@ def make_run(experiment: Experiment, arm: str, seed: int, folder: Path, imports:
     arguments += [word for module in imports for word in ("--import", module)]
     try:
         for key, value in experiment.arms[arm].items():
-            own = key.removesuffix(".name") in WITH_OPTIONS or key == "protocol.suite"
-            if own and ":" in str(value) and not str(value).startswith("torchjd:"):
-                registry.require_trusted(str(value))  # what a file names is not what a person typed
             arguments += [f"--{key}", as_text(key, value)]
-        return Run(arm, seed, place, tuple(arguments), parse_train(arguments))
+        request = parse_train(arguments, typed=False)  # what a file names is not what a person typed
+        if Path(request.config.run_dir or "") != place:
+            raise ConfigError(f"run_dir: {place} is not valid; a folder of runs has no $ in its name")
+        return Run(arm, seed, place, tuple(arguments), request)
     except ValueError as error:  # ConfigError, SuiteError
         raise ConfigError(f"arms.{arm}: {error}") from None
-
-
-def as_text(key: str, value: Any) -> str:
-    """A value as a command line gives it.
-
-    Raises:
-        ConfigError: no text there means the same.
-    """
-    texts = [value] if isinstance(value, str) else []
-    with contextlib.suppress(TypeError, ValueError):  # a date, say
-        texts.append(json.dumps(value, ensure_ascii=False))
-    for text in texts:
-        if key == "protocol.preset" or value_of(key, text) == value:
-            return text
-    raise ConfigError(f"{key}: {shown(value)} is not valid; no command line can say it")
 
 
 def require_different(runs: Sequence[Run]) -> None:

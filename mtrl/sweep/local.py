@@ -25,11 +25,11 @@ def share(runs: Sequence[Run], jobs: int | None) -> tuple[int, int]:
     """How many runs at once, and how many cores each has for itself.
 
     Args:
-        jobs: as asked for; None is as many as the cores allow by the threads that runs have already.
+        jobs: as asked for; None is as many as the cores allow by the threads and workers that runs have already.
     """
-    threads = [run.recorded("threads") for run in runs]
-    largest = max((number for number in threads if number != "auto"), default=1)
-    together = jobs or max(1, min(cores() // largest, len(runs)))
+    taken = [[n for key in ("threads", "workers") if (n := run.recorded(key)) != "auto"] for run in runs]
+    largest = max(map(sum, taken))
+    together = jobs or max(1, min(cores() // max(largest, 1), len(runs)))
     return together, max(1, cores() // together)
 
 

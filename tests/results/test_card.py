@@ -55,6 +55,17 @@ def test_the_folder_evaluates_to_the_numbers_that_it_tells(
         elsewhere.rename(made)
 
 
+def test_a_card_of_the_best_policy_says_that_its_number_is_biased(
+    made: Path, run: Path, tmp_path: Path
+) -> None:
+    assert cli.main(["card", str(run), str(tmp_path / "best"), "--checkpoint", "best"]) == 0
+    told = "It is the policy of the best evaluation in training"
+    assert told in (tmp_path / "best/README.md").read_text()
+    assert told not in (made / "README.md").read_text()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert cli.main(["card", str(run), str(tmp_path / "link")]) == 2
+
+
 def test_the_hub_reads_the_card(made: Path) -> None:
     loaded = hub.ModelCard.load(made / "README.md")
     told = json.loads((made / "evaluation.json").read_text())

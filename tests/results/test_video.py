@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_runs import train
 
-from mtrl import cli
+from mtrl import api, cli
+from mtrl.config import ConfigError
 from mtrl.envs import Protocol, make_suite
 from mtrl.evaluate import evaluate
 from mtrl.policy import load_policy
@@ -38,6 +40,25 @@ def test_a_run_becomes_a_file_of_each_kind_and_the_scores_of_evaluate(
     for name, task in json.loads(capsys.readouterr().out)["tasks"].items():
         row = next(line for line in shown.splitlines() if name in line)
         assert f"{task['return']:.1f}" in row
+
+
+def test_a_film_is_written_through_no_link_and_over_no_other_file(run: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "a.tmp.png"
+    precious.write_text("mine")
+    (tmp_path / "b.png").symlink_to(precious)
+    for name in ("a.png", "b.png"):
+        assert cli.main(["video", str(run), "--out", str(tmp_path / name)]) == 0
+        assert Image.open(tmp_path / name).size[0] > 0
+    assert precious.read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(("key", "value"), [("tile", 0), ("tile", 65), ("tile", 10**5), ("episodes", "3")])
+def test_a_size_that_no_film_has_is_refused_from_python_too(
+    run: Path, tmp_path: Path, key: str, value: Any
+) -> None:
+    with pytest.raises(ConfigError, match=f"{key}: .* is not valid; it must be from"):
+        api.video(run, tmp_path / "a.gif", **{key: value})
 
 
 def test_filming_changes_no_number_and_two_films_are_the_same(run: Path, tmp_path: Path) -> None:

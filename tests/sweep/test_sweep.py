@@ -15,9 +15,9 @@ import pytest
 
 from mtrl import cli
 from mtrl.config import ConfigError
-from mtrl.sweep import child, local
+from mtrl.sweep import board, child, local
 from mtrl.sweep.board import Board
-from mtrl.sweep.grid import choose, find_experiment, plan, read_experiment, read_seeds
+from mtrl.sweep.grid import choose, experiment_names, find_experiment, plan, read_experiment, read_seeds
 
 FILE = """
 base: point
@@ -320,6 +320,42 @@ def test_cores_are_divided_among_new_runs_and_an_existing_run_keeps_its_threads(
     assert "--threads" not in plan(read_experiment(file), tmp_path)[1].command(4)  # point says 1
 
 
+@pytest.mark.parametrize("there", ["a link", "a pipe"])
+def test_a_log_that_is_no_file_of_its_own_is_not_written(tmp_path, there):
+    log, precious = tmp_path / "log_seed0.txt", tmp_path / "precious"
+    precious.write_text("mine")
+    log.symlink_to(precious) if there == "a link" else os.mkfifo(log)
+    with pytest.raises(OSError, match="log_seed0"):
+        child.start(["--help"], log)
+    assert precious.read_text() == "mine"
+
+
+def test_a_folder_that_only_says_it_is_done_is_no_finished_run(file, tmp_path):
+    run = plan(read_experiment(file), tmp_path)[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "STATUS").write_text("DONE\n")
+    assert board.state_of(run) == "waiting"
+    (run.folder / "config.yaml").write_text("seed: 0\n")
+    assert board.state_of(run) == "done"
+
+
+@pytest.mark.parametrize(
+    "line", ['{"mean_success": 1' + "0" * 400 + "}", '{"mean_success": true}', "[" * 10**5, "{}", "x"]
+)
+def test_a_damaged_log_has_no_steps_and_no_success(file, tmp_path, line):
+    run = plan(read_experiment(file), tmp_path)[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "eval.jsonl").write_text(line + "\n")
+    (run.folder / "progress.csv").write_text("9" * 5000 + "\n")
+    assert (board.success_of(run), board.steps_of(run)) == (None, 0)
+
+
+def test_cores_are_shared_by_threads_and_workers(file, tmp_path, monkeypatch):
+    file.write_text(FILE.replace("common:", "common:\n  threads: 1\n  workers: 3"))
+    monkeypatch.setattr(local, "cores", lambda: 8)
+    assert local.share(plan(read_experiment(file), tmp_path), None) == (2, 4)
+
+
 def test_a_run_imports_nothing_from_the_folder_it_is_started_in(tmp_path):
     (tmp_path / "torch.py").write_text("print('imported from here')")
     done = subprocess.run(
@@ -347,6 +383,16 @@ BAD = {
     "a label that is none": (FILE.replace("label: methods", "label: ../x"), "a folder's name"),
     "arms that are a list": (FILE[: FILE.index("arms:")] + "arms: [a]\nseeds: [1]", "mapping"),
     "an arm that is text": (FILE.replace("{optimizer.name: unitary}", "unitary"), "mapping"),
+    "a variable in an arm's name": (FILE.replace("  rlw:", "  $HOME:"), "without / and $"),
+    "a module of a name of ours": (
+        FILE.replace("{optimizer.name: pcgrad}", "{agent.network.name: 'unitary:X'}"),
+        "arms.pcgrad: agent.network.name: 'unitary:X' needs the module unitary, which no file may import",
+    ),
+    "a suite that ends the process": (
+        FILE.replace("log_every: 20", "protocol.suite: sys:exit"),
+        "no file may import",
+    ),
+    "a base of absurd length": (FILE.replace("base: point", f"base: {'a' * 300}"), "base: 'aaa"),
     "a date": (FILE.replace("c: 0.4", "c: 2020-01-01"), "no command line can say it"),
     "no YAML": ("arms: [", "cannot be read as YAML"),
     **{
@@ -420,7 +466,9 @@ def test_experiments_are_listed_and_are_no_configs(capsys):
 
 
 def test_every_shipped_experiment_can_be_planned(tmp_path):
-    runs = plan(read_experiment(find_experiment("point_methods")), tmp_path)
+    runs = {name: plan(read_experiment(find_experiment(name)), tmp_path) for name in experiment_names()}
+    assert all(runs.values())
+    runs = runs["point_methods"]
     assert len(runs) == 20
     assert len({run.folder for run in runs}) == 20
     assert choose(runs, [], [], 5) == [runs[5]]
