@@ -28,7 +28,7 @@ def share(runs: Sequence[Run], jobs: int | None) -> tuple[int, int]:
         jobs: as asked for; None is as many as the cores allow by the threads and workers that runs have already.
     """
     taken = [[n for key in ("threads", "workers") if (n := run.recorded(key)) != "auto"] for run in runs]
-    largest = max(map(sum, taken))
+    largest = max(map(sum, taken), default=1)
     together = jobs or max(1, min(cores() // max(largest, 1), len(runs)))
     return together, max(1, cores() // together)
 
