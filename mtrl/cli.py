@@ -1,4 +1,4 @@
-"""``mtrl``: the command line, and the only module that meets both ``envs`` and ``mtrl``.
+"""``mtrl``: the command line.
 
 Exit codes:
 

@@ -25,7 +25,7 @@ from mtrl.results.statistics import CONFIDENCE, FEWEST, POWER
 from mtrl.results.tables import interval, make_table, p_value, put, rate, report_json, require_writable, show
 from mtrl.settings.parser import Parser
 
-SHOWN = ("final", "last5", "best", "area", "worst3")
+SHOWN = ("final", "last3", "last5", "best", "area", "worst3")
 FIGURES = ("figure", "tasks_figure", "conflict_figure", "conflict_curves")
 
 

@@ -151,7 +151,8 @@ def protocol_of(found: Found, seed: int | None = None) -> tuple[Protocol, int]:
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = str(error) if isinstance(error, SuiteError) else "it tells none"
         raise PolicyError(
-            f"{named}: the policy file has no protocol to evaluate it under ({reason})"
+            f"{named}: the policy file has no protocol to evaluate it under ({reason}); a run's file has one, and "
+            'so has that of MTSAC(…, info={"protocol": protocol.to_dict(), "seed": 0})'
         ) from None
     if seed is not None:
         protocol = Protocol.from_dict({**protocol.to_dict(), "goal_seed": None})

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from mtrl.config import ConfigError
 from mtrl.envs import PRESETS, SUITES
 from mtrl.results.tables import make_table, show
@@ -20,7 +18,7 @@ def main(arguments: list[str]) -> int:
         "configs": configs, "experiments": experiments, "suites": suites, "protocols": protocols, "tasks": tasks,
         "optimizers": optimizers, "networks": networks,
     }  # fmt: skip
-    parser.add_argument("kind", nargs="?", choices=list(kinds), help="what to list; all by default")
+    parser.add_argument("kind", nargs="?", choices=list(kinds), help="what to list; all but tasks by default")
     parser.add_argument(
         "--sizes", type=str, metavar="CONFIG",
         help="with networks: what this config and its variants by network cost (mt10_fast, say)",
@@ -42,9 +40,7 @@ def configs() -> None:
     table = make_table("config", "what it sets", title="configs: mtrl train --config NAME")
     for name, path in config_names().items():
         text = path.read_text(encoding="utf-8")
-        first = text.splitlines()[0]
-        about = first.lstrip("# ") if first.startswith("#") else ", ".join(yaml.safe_load(text))
-        table.add_row(name, about)
+        table.add_row(name, text.splitlines()[0].lstrip("# "))
     show(table)
 
 

@@ -230,8 +230,8 @@ def complete(claim: Claim, arms: Arms) -> dict[str, list[Curve]]:
     """The claim's arms, whose runs have all ended, at the evaluations up to the claim's steps.
 
     Raises:
-        ConfigError: what cannot be compared: other tasks, another protocol, evaluations at other steps, or settings
-            that differ within an arm.
+        ConfigError: what cannot be compared: other tasks, another protocol, goals of other seeds, other episodes,
+            evaluations at other steps, or settings that differ within an arm.
     """
     judged = [arm for arm in (*claim.arms, claim.reference or "") if arm in arms]
     own = {name: arms[name] for name in (*judged, *claim.control.values()) if name in arms}
@@ -249,10 +249,18 @@ def complete(claim: Claim, arms: Arms) -> dict[str, list[Curve]]:
                 f"claims: {claim.name}: the runs of {name} have different settings, not only seeds"
             )
     first = next(curve for _, curve in there if not curve.failed)
+    goals: dict[int | None, Any] = {}
+    for name, curve in there:
+        own_goals = curve.settings.get("goals")
+        if name in judged and goals.setdefault(curve.seed, own_goals) != own_goals:
+            raise ConfigError(
+                f"claims: {claim.name}: {curve.path} has other goals than another arm's run of seed {curve.seed}"
+            )
     for name, curve in there:
         alike = {
             "tasks": curve.task_names == first.task_names,
             "a protocol": curve.protocol == first.protocol or name not in judged,
+            "episodes": curve.episodes in (first.episodes, None) or name not in judged,
             "steps of evaluations": curve.failed or looks(curve) == looks(first),
         }
         if unlike := [what for what, same in alike.items() if not same]:
@@ -381,6 +389,7 @@ def judge_cost(claim: Claim, bench: Path | None) -> Verdict:
         nothing = {name: Finding(NO_DATA, "no bench") for name in claim.ratios}
         return Verdict(claim, NO_DATA, "no bench", Finding(NO_DATA, "no bench"), nothing)
     found = read_json(bench)
+    about = found.get("machine", {}) if isinstance(found, dict) else {}
     try:
         spreads = {
             name: [float(x) for x in found["ratios"][name]["spread"]]
@@ -399,7 +408,8 @@ def judge_cost(claim: Claim, bench: Path | None) -> Verdict:
         why = f"the positive control is not detected ({control.numbers})"
         return Verdict(claim, INCONCLUSIVE, why, control, findings)
     verdict, why = overall(claim, [finding.verdict for finding in findings.values()])
-    return Verdict(claim, verdict, why, control, findings)
+    where = about.get("processor", "a machine that is not told")
+    return Verdict(claim, verdict, f"{why}, on {where}", control, findings)
 
 
 def as_markdown(verdicts: Sequence[Verdict]) -> str:
@@ -409,7 +419,8 @@ def as_markdown(verdicts: Sequence[Verdict]) -> str:
         "",
         "Written by `mtrl claims --write` from `configs/claims/` and the committed tables in `docs/results/evidence/`; "
         "do not edit. A claim is inconclusive unless its positive control is detected. `mtrl claims C1 --runs runs/…` "
-        "judges runs of one's own.",
+        "judges runs of one's own. An arm is judged when all its planned runs have ended; those of the others are "
+        "[kept here](results/evidence/unfinished/README.md).",
         "",
         "| claim | verdict | sentence |",
         "|---|---|---|",

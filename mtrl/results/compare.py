@@ -141,18 +141,18 @@ def dead_tasks(curve: Curve) -> list[str]:
 
 
 def mean_conflict(curves: Sequence[Curve]) -> dict[str, Array]:
-    """Per network, the pairwise cosines ``[T, T]`` of several runs, averaged.
+    """Per network, the pairwise cosines ``[T, T]`` of the runs that have them, averaged.
 
     Raises:
-        ConfigError: a run has no conflict measurement.
+        ConfigError: no run has a conflict measurement.
     """
-    for curve in curves:
-        if not curve.cosines:
-            raise ConfigError(f"run: {curve.path} has no conflict measurement that can be read")
+    measured = [curve for curve in curves if curve.cosines]
+    if not measured:
+        raise ConfigError(f"run: {curves[0].path} has no conflict measurement that can be read")
     return {
-        network: np.nanmean([curve.cosines[network] for curve in curves], axis=0)
-        for network in curves[0].cosines
-        if all(network in curve.cosines for curve in curves)
+        network: np.nanmean([curve.cosines[network] for curve in measured], axis=0)
+        for network in measured[0].cosines
+        if all(network in curve.cosines for curve in measured)
     }
 
 
@@ -342,8 +342,9 @@ def described(values: Array) -> dict[str, Any]:
 
 
 def in_training(curves: Sequence[Curve]) -> dict[str, Any]:
-    """Success in training, of the runs of which it is known: their number is told."""
-    values = np.array([c.training_success for c in curves if c.training_success is not None])
+    """Success in training, of the runs of which it is known, 0 for a failed one: their number is told."""
+    told = [0.0 if curve.failed else curve.training_success for curve in curves]
+    values = np.array([value for value in told if value is not None])
     return {**(described(values) if len(values) else {"mean": None}), "runs": len(values)}
 
 

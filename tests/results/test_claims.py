@@ -152,6 +152,7 @@ def test_no_number_is_computed_of_an_arm_before_all_that_was_planned_or_begun_ha
         ({"task_names": ("a", "c")}, "tasks"),
         ({"protocol": "q"}, "a protocol"),
         ({"steps": np.arange(1, 6) * 20_001.0}, "steps of evaluations"),
+        ({"episodes": 7}, "episodes"),
     ],
 )
 def test_runs_that_are_unlike_are_never_judged(change, words):
@@ -160,6 +161,13 @@ def test_runs_that_are_unlike_are_never_judged(change, words):
     with pytest.raises(
         ConfigError, match=f"claims: C1: evidence_tier1/pcgrad/seed9 has {words} unlike those of "
     ):
+        judge(ONE, arms)
+
+
+def test_runs_of_one_seed_on_other_goals_are_never_compared():
+    arms = grid()
+    arms[ARMS[1]] = [*arms[ARMS[1]][:9], replace(arms[ARMS[1]][9], settings={"goals": 999})]
+    with pytest.raises(ConfigError, match="has other goals than another arm's run of seed 9"):
         judge(ONE, arms)
 
 

@@ -246,8 +246,11 @@ def test_conflicts_are_averaged_over_seeds_and_over_the_second_half_of_each(make
     assert set(found) == {"critic", "actor"}
     np.testing.assert_allclose(found["actor"], [[1, 0.3], [0.3, 1]])
     (runs[1] / "conflict.jsonl").unlink()
+    np.testing.assert_allclose(
+        mean_conflict([read_curve(run) for run in runs])["actor"], [[1, 0.2], [0.2, 1]]
+    )
     with pytest.raises(ConfigError, match="seed1 has no conflict measurement that can be read"):
-        mean_conflict([read_curve(run) for run in runs])
+        mean_conflict([read_curve(runs[1])])
 
 
 def test_conflict_over_training_is_the_mean_of_what_was_measured_since_the_evaluation_before(
@@ -292,6 +295,9 @@ def test_success_in_training_is_of_the_runs_that_have_it(make_run):
     found = summarise({"a": runs})["a"]["training_success"]
     assert (found["mean"], found["runs"]) == (pytest.approx(0.3), 2)
     assert summarise({"a": runs[1:2]})["a"]["training_success"] == {"mean": None, "runs": 0}
+    lost = [replace(runs[0], status="DIVERGED", training_success=None), runs[2]]
+    found = summarise({"a": lost})["a"]["training_success"]
+    assert (found["mean"], found["runs"]) == (pytest.approx(0.2), 2)
 
 
 def test_every_figure_is_drawn_for_two_labels_and_a_bad_format_is_named(make_run, tmp_path, capsys):
