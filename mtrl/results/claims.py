@@ -389,7 +389,6 @@ def judge_cost(claim: Claim, bench: Path | None) -> Verdict:
         nothing = {name: Finding(NO_DATA, "no bench") for name in claim.ratios}
         return Verdict(claim, NO_DATA, "no bench", Finding(NO_DATA, "no bench"), nothing)
     found = read_json(bench)
-    about = found.get("machine", {}) if isinstance(found, dict) else {}
     try:
         spreads = {
             name: [float(x) for x in found["ratios"][name]["spread"]]
@@ -408,8 +407,9 @@ def judge_cost(claim: Claim, bench: Path | None) -> Verdict:
         why = f"the positive control is not detected ({control.numbers})"
         return Verdict(claim, INCONCLUSIVE, why, control, findings)
     verdict, why = overall(claim, [finding.verdict for finding in findings.values()])
-    where = about.get("processor", "a machine that is not told")
-    return Verdict(claim, verdict, f"{why}, on {where}", control, findings)
+    about = found.get("machine")
+    where = about.get("processor") if isinstance(about, dict) else None
+    return Verdict(claim, verdict, f"{why}, on {where or 'a machine that is not told'}", control, findings)
 
 
 def as_markdown(verdicts: Sequence[Verdict]) -> str:
