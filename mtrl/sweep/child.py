@@ -22,6 +22,7 @@ CODE = (
     "from mtrl.cli import main; sys.exit(main())"
 )
 SET_PDEATHSIG = 1  # linux/prctl.h
+AUTOGROUP = Path("/proc/self/autogroup")  # man 7 sched
 # sent once for each thread of the parent that ends with it; a second SIGTERM would mean "at once"
 ORPHANED = signal.SIGUSR1
 
@@ -41,6 +42,9 @@ def prepare() -> None:
         end_with(parent)
     if nice:
         os.nice(nice)
+        if os.getsid(0) == os.getpid():  # Linux may weigh sessions, not processes, and this one is its own
+            with contextlib.suppress(OSError):
+                AUTOGROUP.write_text(str(nice))
 
 
 def end_with(parent: int) -> None:

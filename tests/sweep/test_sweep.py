@@ -320,6 +320,20 @@ def test_cores_are_divided_among_new_runs_and_an_existing_run_keeps_its_threads(
     assert "--threads" not in plan(read_experiment(file), tmp_path)[1].command(4)  # point says 1
 
 
+@pytest.mark.skipif(not child.AUTOGROUP.exists(), reason="this kernel weighs processes alone")
+def test_a_nice_run_is_nice_to_other_sessions_too(monkeypatch):
+    code = "; from mtrl.sweep.child import AUTOGROUP; print(AUTOGROUP.read_text(), os.nice(0))"
+    monkeypatch.setattr(
+        child, "CODE", f"import os, sys; from mtrl.sweep.child import prepare; prepare(){code}"
+    )
+    for own, group in ((True, "nice 7"), (False, child.AUTOGROUP.read_text().strip())):
+        done = subprocess.run(
+            child.command([], nice=7), capture_output=True, text=True, start_new_session=own
+        )
+        assert group in done.stdout
+        assert done.stdout.split()[-1] == str(os.nice(0) + 7)
+
+
 @pytest.mark.parametrize("there", ["a link", "a pipe"])
 def test_a_log_that_is_no_file_of_its_own_is_not_written(tmp_path, there):
     log, precious = tmp_path / "log_seed0.txt", tmp_path / "precious"
