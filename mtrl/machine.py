@@ -94,7 +94,7 @@ def why_not_compiled() -> str:
     return ""
 
 
-def can_compile(precision: Precision) -> bool:
+def compiling_pays(precision: Precision) -> bool:
     """Whether compiled updates pay in this precision: the products that inductor calls are MKL's."""
     return precision == "bf16" or mkl_is_fast()
 

@@ -153,7 +153,12 @@ def temperature_loss(
 
 
 def require_promise(net: TaskNetwork, parameters: Parameters, tasks: Tensor, *widths: int) -> None:
-    """Raise ConfigError if a network of one's own that says ``all_at_once`` gives other numbers that way."""
+    """Raise ConfigError if a network of one's own that says ``all_at_once`` gives other numbers that way.
+
+    Args:
+        tasks: the one-hots ``[T, T]``.
+        widths: of the rows ``[T, 3, width]`` that it is tried on, one for each of its inputs but the task.
+    """
     if ":" not in (net.architecture.name or ""):
         return  # tests hold ours to it
     draws = torch.Generator().manual_seed(0)

@@ -29,6 +29,8 @@ from mtrl.run.folder import versions
 from mtrl.settings.parser import Parser, whole_number
 from mtrl.settings.train import parse_train, settle
 
+COMPILES = " (a run of this length compiles its updates; time them, too, with --compiled)"
+
 
 def main(arguments: list[str]) -> int:
     parser = Parser(prog="mtrl bench", description=__doc__)
@@ -62,9 +64,7 @@ def main(arguments: list[str]) -> int:
         return 0
     show(table)
     if args.tune:
-        print(
-            f"recommended: {result['recommended']}", *([result["note"]] if result["note"] else []), sep="\n"
-        )
+        print(f"recommended: {result['recommended']}{result['note']}")
     return 0
 
 
@@ -174,8 +174,6 @@ def tune(name: str | None, threads: str, rounds: int, compiled: bool) -> tuple[d
         "machine": machine(),
         "choices": {choice.command_line: choice.milliseconds for choice in listed},
         "recommended": best.command_line,
-        "note": "a run of this length compiles its updates; time them, too, with --compiled"
-        if left_out
-        else "",
+        "note": COMPILES if left_out else "",
     }
     return result, table

@@ -15,10 +15,10 @@ from mtrl.envs.screen import drawing
 from mtrl.machine import (
     WORTH_COMPILING,
     bf16_is_fast,
-    can_compile,
     choose_kernels,
     choose_precision,
     choose_threads,
+    compiling_pays,
     why_not_compiled,
 )
 from mtrl.replay import free_memory
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     precision = choose_precision("auto", cpu)
     kernels, in_long_runs = (
         choose_kernels("auto", cpu, updates)
-        for updates in (0, WORTH_COMPILING if can_compile(precision) else 0)
+        for updates in (0, WORTH_COMPILING if compiling_pays(precision) else 0)
     )
     console.print(
         f"auto       on this processor: precision {precision}, kernels {kernels} ({in_long_runs} from "

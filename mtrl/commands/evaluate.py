@@ -227,6 +227,7 @@ def find_policy(path: Path, checkpoint: str) -> Found:
 
 
 def _found_policy(path: Path, checkpoint: str) -> Found:
+    """What lies there; ``checkpoint`` chooses in a run's folder alone."""
     if path.is_file():
         names = {"policy.safetensors": "last", "policy_best.safetensors": "best"}
         of_a_run = RunFolder(path.parent).meta.exists()

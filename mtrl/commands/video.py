@@ -45,11 +45,13 @@ def main(arguments: list[str]) -> int:
 
 
 def require_sizes(episodes: int, tile: int) -> None:
+    """Raise ConfigError for a number of episodes or a tile's side in pixels that no film has."""
     require_within("episodes", episodes, 1, 100)
     require_within("tile", tile, 64, 1024, step=2)
 
 
 def require_within(key: str, value: int, low: int, high: int, step: int = 1) -> None:
+    """Raise ConfigError unless the value is a whole number from ``low`` to ``high``, a multiple of ``step``."""
     if type(value) is not int or not low <= value <= high or value % step:
         even = " and even" if step == 2 else ""
         raise ConfigError(f"{key}: {shown(value)} is not valid; it must be from {low} to {high}{even}")

@@ -127,7 +127,7 @@ PLACE = torch.empty(0)  # where a result has a tensor
 
 
 def own_tensors(graph: torch.fx.GraphModule) -> Versions:
-    """The tensors that a graph has from elsewhere than its arguments, and what changes them counts."""
+    """The tensors that a graph has from elsewhere than its arguments, with their versions: these count changes."""
     found = [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
     return [(tensor, tensor._version) for tensor in found if isinstance(tensor, Tensor)]
 

@@ -217,7 +217,7 @@ def settle(request: Request, run: Path, device: Literal["cpu", "cuda"]) -> Reque
     """
     import torch
 
-    from mtrl.machine import can_compile, choose_kernels, choose_precision, choose_threads
+    from mtrl.machine import choose_kernels, choose_precision, choose_threads, compiling_pays
 
     config, agent = request.config, request.config.agent
     started: dict[str, Any] = dict(flat_items(read_settings(run))) if run.is_file() else {}
@@ -235,7 +235,7 @@ def settle(request: Request, run: Path, device: Literal["cpu", "cuda"]) -> Reque
     # uniform sampling has other shapes at every update; a network of one's own may keep numbers outside of its
     # parameters, which a graph would not follow
     own = any(":" in str(agent.architecture(part).name) for part in (agent.actor, agent.critic))
-    compilable = not own and config.replay.sampling == "balanced" and can_compile(precision)
+    compilable = not own and config.replay.sampling == "balanced" and compiling_pays(precision)
     steps = max(config.total_steps_per_task - config.warmup_steps, 0)
     updates = config.warmup_updates + config.updates_per_step * steps if compilable else 0
     kernels = settled("agent.kernels", agent.kernels, partial(choose_kernels, device=place, updates=updates))
