@@ -16,20 +16,25 @@ T = TypeVar("T")
 _trusted: set[str] = set()
 
 
-def trust(module: str) -> str:
-    """Let names of this module be imported: a person named it, not a file. Returns it."""
-    _trusted.add(module)
-    return module
+def trust(name: str) -> str:
+    """Let a module be imported and what is in it be called, or this one ``module:name``: a person named it, not a file.
+
+    Returns it.
+    """
+    _trusted.add(name)
+    return name
 
 
 def require_trusted(name: str, called: bool = False) -> None:
-    """Raise ValueError unless the module of ``module:Class`` is trusted, or imported already.
+    """Raise ValueError unless something of the module of ``module:Class`` is trusted, or it is imported already.
 
     Args:
-        called: it is a function that will be called; then imported is not enough: ``sys:exit`` is.
+        called: it is a function that will be called; then the module or the function itself has to be trusted, for
+            ``sys:exit`` is imported already.
     """
     module = name.partition(":")[0]
-    if module not in _trusted and (called or module not in sys.modules):
+    imported = module in sys.modules or module in {trusted.partition(":")[0] for trusted in _trusted}
+    if not (name in _trusted or module in _trusted or (imported and not called)):
         raise ValueError(
             f"{name!r} needs the module {module}, which no file may import; add --import {module} to trust it"
         )

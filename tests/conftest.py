@@ -11,6 +11,7 @@ import pytest
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
+from mtrl import registry
 from mtrl.config import ActorConfig, AgentConfig, CriticConfig, TemperatureConfig
 from mtrl.replay import Batch
 from mtrl.sac import MTSAC
@@ -32,6 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def same_draws() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def same_trust(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test types is trusted in no other one."""
+    monkeypatch.setattr(registry, "_trusted", set())
 
 
 @pytest.fixture

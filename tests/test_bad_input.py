@@ -249,6 +249,13 @@ def test_naming_one_of_ours_trusts_no_module_of_that_name(refused, tmp_path, mon
     assert not Path("executed").exists()
 
 
+def test_a_typed_function_lets_no_file_call_another_of_its_module(refused, tmp_path):
+    assert "'os:getcwd' returned" in refused("train", "--protocol.suite=os:getcwd")
+    (tmp_path / "config.yaml").write_text("protocol: {suite: 'os:getpid'}")
+    assert "no file may import; add --import os" in refused("train", f"--config={tmp_path}/config.yaml")
+    assert "'os:getpid' returned" in refused("train", f"--config={tmp_path}/config.yaml", "--import=os")
+
+
 def test_a_damaged_config_of_a_run_is_refused(refused, unfinished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(unfinished, run)

@@ -149,7 +149,7 @@ def parse_train(arguments: Sequence[str], typed: bool = True) -> Request:
                 and ":" in value
                 and (key.removesuffix(".name") in WITH_OPTIONS or key == "protocol.suite")
             ):
-                registry.trust(value.partition(":")[0])  # who types a module's name knows its code
+                registry.trust(value)  # who types a module's name knows its code
     if (
         resume is not None
         and run_dir is not None
