@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 
 from mtrl.config import NetworkConfig
 from mtrl.conflict import Conflict, measure_conflict
@@ -39,23 +42,24 @@ class Learner:
         self.moments = dict(zip(MOMENTS, moments, strict=True))
         for parameter, gradient in zip(weights.tensors(), self.gradient.tensors(), strict=True):
             parameter.requires_grad_().grad = gradient
-        # Adam sees a buffer's part as one parameter: a step is one call
+        # Adam sees a buffer's part as one parameter: a step is one call. torch's functions, for its classes import all
+        # of torch._dynamo, which takes a second.
+        function = adamw if config is not None and config.decay == "decoupled" else adam
+        buffers = (weights.buffer.detach(), *(of.buffer for of in (self.gradient, *moments)))
         self.steps: list[Tensor] = []  # of each part, all equal
-        groups = []
+        self.adam: list[Callable[[], None]] = []  # of each part
         for part, decay in zip(
             weights.parts, (0.0 if config is None else config.weight_decay, 0.0), strict=True
         ):
-            flat = weights.buffer[part].detach().requires_grad_()
-            flat.grad = self.gradient.buffer[part]
-            groups.append({"params": [flat] if len(flat) > 0 else [], "weight_decay": decay})
-        kind = torch.optim.AdamW if config is not None and config.decay == "decoupled" else torch.optim.Adam
-        self.adam = kind(groups, lr=learning_rate, fused=True)
-        for group, part in zip(self.adam.param_groups, weights.parts, strict=True):
-            for flat in group["params"]:
-                self.steps.append(torch.zeros((), device=flat.device))
-                self.adam.state[flat] = {
-                    "step": self.steps[-1], **{key: m.buffer[part] for key, m in self.moments.items()}
-                }  # fmt: skip
+            if len(weights.buffer[part]) > 0:
+                numbers, gradients, first, second = ([buffer[part]] for buffer in buffers)
+                self.steps.append(torch.zeros((), device=weights.buffer.device))
+                self.adam.append(
+                    partial(
+                        function, numbers, gradients, first, second, [], [self.steps[-1]], fused=True, lr=learning_rate,
+                        beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=decay, amsgrad=False, maximize=False,
+                    )
+                )  # fmt: skip
 
     @property
     def parameters(self) -> Parameters:
@@ -82,7 +86,9 @@ class Learner:
             torch._foreach_copy_(self.gradient.tensors(), [g for _, g in gradient.params.tensors()])
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.weights.tensors(), self.max_grad_norm)
-        self.adam.step()
+        with torch.no_grad():
+            for step_of_part in self.adam:
+                step_of_part()
         increment_version(self.weights.buffer)  # torch's fused Adam does not
         if self.method.needs_after_step:
             with torch.no_grad():

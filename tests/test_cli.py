@@ -110,6 +110,22 @@ def test_the_readme_s_python_runs(tmp_path: Path) -> None:
     assert (tmp_path / "policy.safetensors").exists()
 
 
+def test_training_imports_no_compiler_that_it_does_not_use(tmp_path: Path) -> None:
+    code = """
+import sys
+from mtrl.cli import main
+assert main(sys.argv[1:]) == 0
+assert "torch" in sys.modules
+assert "torch._dynamo" not in sys.modules  # a second of every start
+"""
+    settings = ["--total_steps_per_task=60", "--warmup_steps=40", "--eval_every=60", "--eval_episodes=1"]
+    command = ["train", "--protocol.suite=point", "--protocol.horizon=30", *settings, "--run_dir=run"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_readme_s_tree_is_the_tree() -> None:
     readme = (ROOT / "README.md").read_text()
     for folder in ("mtrl", "envs"):
