@@ -87,7 +87,6 @@ def published() -> dict[str, dict[str, Any]]:
         table[f"{suite}_{method}"] = {**COMMON, **SUITES[suite], **own}
     table["mt50_imtl"] |= MT50_IMTL
     table["mt10_cagrad"] = {**COMMON, **SUITES["mt10"], **CAGRAD}
-    table |= {f"{name}_task": {**values, "agent.task_input": "one_hot"} for name, values in table.items()}
     for method in ("unitary", "pcgrad"):
         values = table[f"mt10_{method}"]
         for rung, change in zip((5, 4, 3, 2, 1), RUNGS, strict=True):
@@ -103,7 +102,7 @@ def test_the_presets_are_those_of_the_table():
     assert {name.removeprefix("paper/") for name in config_names() if name.startswith("paper/")} == set(
         PUBLISHED
     )
-    assert len(PUBLISHED) == 2 * 7 * 2 + 2 + 2 * 5
+    assert len(PUBLISHED) == 2 * 7 + 1 + 2 * 5
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

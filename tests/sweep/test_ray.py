@@ -11,7 +11,13 @@ from mtrl.config import ConfigError
 
 FILE = """
 base: point
-common: {total_steps_per_task: 150, warmup_steps: 40, eval_every: 75, eval_episodes: 1, agent.actor.hidden: [8]}
+common:
+  protocol.horizon: 30
+  agent.actor.hidden: [8]
+  total_steps_per_task: 150
+  warmup_steps: 40
+  eval_every: 75
+  eval_episodes: 1
 arms:
   unitary: {optimizer.name: unitary}
   none_like_it: {optimizer.name: pcgrad, replay.capacity: 100}
