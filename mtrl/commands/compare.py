@@ -190,7 +190,7 @@ def print_tables(
     shown = (*SHOWN, "unseen") if unseen else SHOWN
     looks = f"{len(steps)} evaluation{'s' * (len(steps) > 1)}"
     table = make_table(
-        "arm", "seeds", *shown, "IQM", "failed", "dead tasks per seed",
+        "arm", "seeds", *shown, "IQM", "diverged", "dead tasks per seed",
         title=f"mean success over tasks, {looks} up to {steps[-1]:.0f} steps per task",
         caption=caption,
     )  # fmt: skip
@@ -198,7 +198,7 @@ def print_tables(
         dead = "/".join(str(len(tasks)) for tasks in row["dead_tasks"])
         table.add_row(
             label, str(len(row["runs"])), *(with_interval(row[name]) for name in shown),
-            with_interval(row["iqm_last5"]), str(len(row["failed"])), dead,
+            with_interval(row["iqm_last5"]), str(len(row["diverged"])), dead,
         )  # fmt: skip
     show(table)
     if reference is not None:

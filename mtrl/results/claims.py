@@ -236,7 +236,7 @@ def complete(claim: Claim, arms: Arms) -> dict[str, list[Curve]]:
     judged = [arm for arm in (*claim.arms, claim.reference or "") if arm in arms]
     own = {name: arms[name] for name in (*judged, *claim.control.values()) if name in arms}
     there = [(name, curve) for name, curves in own.items() for curve in curves]
-    if all(curve.failed for _, curve in there):
+    if all(curve.diverged for _, curve in there):
         return {}
 
     def looks(curve: Curve) -> list[float]:
@@ -248,7 +248,7 @@ def complete(claim: Claim, arms: Arms) -> dict[str, list[Curve]]:
             raise ConfigError(
                 f"claims: {claim.name}: the runs of {name} have different settings, not only seeds"
             )
-    first = next(curve for _, curve in there if not curve.failed)
+    first = next(curve for _, curve in there if not curve.diverged)
     goals: dict[int | None, Any] = {}
     for name, curve in there:
         own_goals = curve.settings.get("goals")
@@ -261,7 +261,7 @@ def complete(claim: Claim, arms: Arms) -> dict[str, list[Curve]]:
             "tasks": curve.task_names == first.task_names,
             "a protocol": curve.protocol == first.protocol or name not in judged,
             "episodes": curve.episodes in (first.episodes, None) or name not in judged,
-            "steps of evaluations": curve.failed or looks(curve) == looks(first),
+            "steps of evaluations": curve.diverged or looks(curve) == looks(first),
         }
         if unlike := [what for what, same in alike.items() if not same]:
             raise ConfigError(

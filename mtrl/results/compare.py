@@ -17,7 +17,7 @@ from mtrl.results.reading import (
     Array,
     Curve,
     NoEvaluation,
-    failed_curve,
+    diverged_curve,
     read_curve,
 )
 from mtrl.results.statistics import (
@@ -55,7 +55,7 @@ def default_margin(metric: str) -> float:
 def read_curves(paths: Sequence[str]) -> tuple[list[Curve], list[str]]:
     """The runs that can be scored, from folders, folders of runs and tables, and a line about each that cannot.
 
-    A run that failed before its first evaluation has no success at any step.
+    A run that diverged before its first evaluation has no success at any step.
 
     Raises:
         ConfigError: a run is named twice, cannot be read, or none has an evaluation.
@@ -79,15 +79,15 @@ def read_curves(paths: Sequence[str]) -> tuple[list[Curve], list[str]]:
             try:
                 curves.append(read_curve(run))
             except NoEvaluation as error:
-                if RunPaths(run).status.startswith(("DIVERGED", "FAILED")):
+                if RunPaths(run).status.startswith("DIVERGED"):
                     lost.append(run)
                 else:
                     young.append(f"{error}: left out")
     if not curves:
         raise ConfigError(
-            young[0].removesuffix(": left out") if young else f"run: all of {len(lost)} runs failed"
+            young[0].removesuffix(": left out") if young else f"run: all of {len(lost)} runs diverged"
         )
-    curves += [failed_curve(run, curves) for run in lost]
+    curves += [diverged_curve(run, curves) for run in lost]
     places = [curve.path for curve in curves]
     if twice := next((place for place in places if places.count(place) > 1), None):
         raise ConfigError(f"run: {twice} comes twice; each run counts once")
@@ -115,13 +115,13 @@ def statistics(curve: Curve) -> dict[str, float]:
 
     ``final``: the last evaluation; ``last3``, ``last5``: the mean of the last three and five; ``best``: the best over
     time, biased upwards by the number of looks; ``area``: mean over evaluations; ``worst3``: of the run's three worst
-    tasks over the last five evaluations; ``unseen``: on goals that were not trained on, 0 for a failed run, NaN where
+    tasks over the last five evaluations; ``unseen``: on goals that were not trained on, 0 for a diverged run, NaN where
     it was not measured.
     """
     mean, tasks = curve.success.mean(axis=1), last_five(curve)
     worst = np.sort(tasks)[:WORST].mean() if np.isfinite(tasks).all() else np.nan
     unseen = (
-        0.0 if curve.failed else math.nan if curve.unseen is None else float(np.mean(curve.unseen.success))
+        0.0 if curve.diverged else math.nan if curve.unseen is None else float(np.mean(curve.unseen.success))
     )
     return {
         "final": float(mean[-1]), "last3": float(mean[-3:].mean()), "last5": float(mean[-5:].mean()),
@@ -169,8 +169,8 @@ def group(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
     for other in others:
         if other.task_names != first.task_names:
             raise ConfigError(f"run: {other.path} has other tasks than {first.path}")
-    if all(curve.failed for curve in curves):
-        raise ConfigError(f"run: all of {len(curves)} runs failed: there is no step to score them at")
+    if all(curve.diverged for curve in curves):
+        raise ConfigError(f"run: all of {len(curves)} runs diverged: there is no step to score them at")
     shared = shared_steps(curves)
     if not len(shared):
         paths = ", ".join(str(curve.path) for curve in curves)
@@ -181,11 +181,11 @@ def group(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
 def shared_steps(curves: Sequence[Curve]) -> Array:
     """The evaluations that all runs have, one of which did not fail.
 
-    What a failed run never reached counts as no success; what it skipped before is missing for all.
+    What a diverged run never reached counts as no success; what it skipped before is missing for all.
     """
-    shared = reduce(np.intersect1d, [curve.steps for curve in curves if not curve.failed])
+    shared = reduce(np.intersect1d, [curve.steps for curve in curves if not curve.diverged])
     return np.array(
-        [s for s in shared if all(s in c.steps or (c.failed and s > c.last_step) for c in curves)]
+        [s for s in shared if all(s in c.steps or (c.diverged and s > c.last_step) for c in curves)]
     )
 
 
@@ -220,7 +220,7 @@ def warnings(curves: Sequence[Curve]) -> list[str]:
     differ("protocols", [curve.protocol for curve in curves])
     differ("numbers of episodes per evaluation", [curve.episodes for curve in curves if len(curve.steps)])
     differ("total steps per task", [curve.settings.get("total_steps_per_task") for curve in curves])
-    ends = {curve.path: curve.steps[-1] for curve in curves if not curve.failed and len(curve.steps)}
+    ends = {curve.path: curve.steps[-1] for curve in curves if not curve.diverged and len(curve.steps)}
     if len(set(ends.values())) > 1:
         first = min(ends, key=lambda path: ends[path])
         found.append(
@@ -240,7 +240,7 @@ def warnings(curves: Sequence[Curve]) -> list[str]:
         if len({curve.settings.get("config") for curve in seeds} - {None}) > 1:
             found.append(f"the runs of {label} have different settings, not only seeds")
     for curve in curves:
-        if curve.failed:
+        if curve.diverged:
             found.append(
                 f"{curve.path} is marked {curve.status}: its success after {curve.last_step:.0f} steps per task "
                 "counts as 0"
@@ -249,7 +249,7 @@ def warnings(curves: Sequence[Curve]) -> list[str]:
             found.append(f"{curve.path} has tasks that never told success: no mean over tasks")
     unfinished: dict[str, list[Path]] = {}
     for curve in curves:
-        if not curve.failed and not curve.status.startswith("DONE"):
+        if not curve.diverged and not curve.status.startswith("DONE"):
             unfinished.setdefault(curve.status, []).append(curve.path)
     for status, paths in unfinished.items():
         others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
@@ -309,7 +309,7 @@ def summarise(
         table[label] = {
             "runs": [str(c.path) for c in curves],
             "seeds": [c.seed for c in curves],
-            "failed": [str(c.path) for c in curves if c.failed],
+            "diverged": [str(c.path) for c in curves if c.diverged],
             "steps_per_task": float(curves[0].steps[-1]),
             "minutes": float(np.mean([c.minutes[-1] for c in curves])),
             "protocol": curves[0].protocol,
@@ -342,8 +342,8 @@ def described(values: Array) -> dict[str, Any]:
 
 
 def in_training(curves: Sequence[Curve]) -> dict[str, Any]:
-    """Success in training, of the runs of which it is known, 0 for a failed one: their number is told."""
-    told = [0.0 if curve.failed else curve.training_success for curve in curves]
+    """Success in training, of the runs of which it is known, 0 for a diverged one: their number is told."""
+    told = [0.0 if curve.diverged else curve.training_success for curve in curves]
     values = np.array([value for value in told if value is not None])
     return {**(described(values) if len(values) else {"mean": None}), "runs": len(values)}
 

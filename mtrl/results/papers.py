@@ -29,7 +29,7 @@ def csv_text(summary: Rows, others: Rows, reference: str | None) -> str:
         count = len(found["runs"])
         for name in (*STATISTICS, "iqm_last5"):
             row(arm, name, found[name], count)
-        row(arm, "failed", {"mean": len(found["failed"])}, count)
+        row(arm, "diverged", {"mean": len(found["diverged"])}, count)
         for task, mean in found["tasks"].items():
             row(arm, f"last5 of {task}", {"mean": mean}, count)
         if "against" in found:

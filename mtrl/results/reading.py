@@ -101,13 +101,8 @@ class Curve:
         return "/".join(self.folder.parts[-2:])
 
     @property
-    def failed(self) -> bool:
-        """Whether it ended before its time, by itself."""
-        return self.status.startswith(("DIVERGED", "FAILED"))
-
-    @property
     def diverged(self) -> bool:
-        """Whether its numbers ended it, not the machine."""
+        """Whether its numbers ended it. A run that the machine ended (FAILED) can go on, like an interrupted one."""
         return self.status.startswith("DIVERGED")
 
     @property
@@ -115,12 +110,12 @@ class Curve:
         return float(self.steps[-1]) if len(self.steps) else 0.0
 
     def at(self, steps: Array) -> Curve:
-        """The evaluations at these steps per task; those that a failed run never reached count as no success."""
+        """The evaluations at these steps per task; those that a diverged run never reached count as no success."""
         kept = np.isin(self.steps, steps)
-        missing = steps[steps > self.last_step] if self.failed else steps[:0]
+        missing = steps[steps > self.last_step] if self.diverged else steps[:0]
         lost = np.zeros((len(missing), len(self.task_names)))
-        # what is of half of the training log is neither of a part of the run, nor of one that failed on its way
-        whole = self.last_step in steps and not self.failed
+        # what is of half of the training log is neither of a part of the run, nor of one that diverged on its way
+        whole = self.last_step in steps and not self.diverged
         return replace(
             self,
             steps=np.append(self.steps[kept], missing),
@@ -233,8 +228,8 @@ def unseen_of(run: RunPaths, tasks: tuple[str, ...], last_step: float) -> Unseen
     )
 
 
-def failed_curve(path: str | Path, others: Sequence[Curve]) -> Curve:
-    """A run that failed before its first evaluation: no success at any step.
+def diverged_curve(path: str | Path, others: Sequence[Curve]) -> Curve:
+    """A run that diverged before its first evaluation: no success at any step.
 
     Args:
         others: runs whose tasks are known; one of the same protocol has the same.

@@ -27,7 +27,7 @@ from mtrl.results.claims import (
 )
 from mtrl.results.reading import Curve, Unseen
 from mtrl.settings.files import config_names
-from mtrl.sweep.grid import plan, read_experiment
+from mtrl.sweep.grid import find_experiment, plan, read_experiment
 
 TASKS = ("a", "b")
 CLAIMS = {claim.name: claim for claim in read_claims()}
@@ -81,14 +81,14 @@ def test_runs_without_a_seed_all_count():
     assert judge(ONE, nameless).arms[ARMS[1]].verdict != NO_DATA
 
 
-def test_what_a_failed_run_skipped_is_missing_for_all_and_what_it_never_reached_is_no_success():
+def test_what_a_diverged_run_skipped_is_missing_for_all_and_what_it_never_reached_is_no_success():
     arms = grid()
     (failed, *others) = arms[ARMS[1]]
     kept = np.array([0, 2])  # at 20,000 and 60,000 of five
     rows = {
         name: getattr(failed, name)[kept] for name in ("steps", "minutes", "success", "at_end", "returns")
     }
-    arms[ARMS[1]] = [replace(failed, status="FAILED: x", **rows), *others]
+    arms[ARMS[1]] = [replace(failed, status="DIVERGED x", **rows), *others]
     found = complete(ONE, arms)
     assert {tuple(curve.steps) for curves in found.values() for curve in curves} == {
         (20_000, 60_000, 80_000, 100_000)
@@ -368,8 +368,8 @@ def test_every_claim_is_shipped_is_no_config_and_its_page_is_that_of_the_data(tm
 
 def test_a_claims_commands_make_the_data_of_all_its_arms_and_of_its_positive_control():
     @cache
-    def seeds_and_steps(file):
-        experiment = read_experiment(BENCH.parents[3] / file)
+    def seeds_and_steps(name):
+        experiment = read_experiment(find_experiment(name))
         runs = [(f"{experiment.name}/{run.arm}", run) for run in plan(experiment, Path("runs"))]
         return [(arm, run.seed, run.request.config.total_steps_per_task) for arm, run in runs]
 

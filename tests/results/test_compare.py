@@ -169,7 +169,7 @@ def test_a_run_that_diverged_counts_as_a_failure_from_its_end_on(make_run, capsy
     table = json.loads(captured.out)
     assert table["bad"]["area"]["mean"] == (1 + 0.5 + 0 + 0) / 4
     assert table["bad"]["final"]["mean"] == 0
-    assert table["bad"]["failed"] == [str(bad)]
+    assert table["bad"]["diverged"] == [str(bad)]
     assert table["good"]["area"]["mean"] == 1
     assert "is marked DIVERGED critic: its success after 2 steps per task counts as 0" in captured.err
 
@@ -317,7 +317,7 @@ def test_every_figure_is_drawn_for_two_labels_and_a_bad_format_is_named(make_run
     assert "x.nonsense cannot be written: Format 'nonsense' is not supported" in capsys.readouterr().err
 
 
-def test_a_failure_without_an_evaluation_counts_as_no_success_and_failures_alone_are_refused(
+def test_a_diverged_run_without_an_evaluation_counts_as_no_success_and_such_runs_alone_are_refused(
     make_run, capsys
 ):
     good, bad = make_run("x/seed0", {1: (1, 1), 2: (1, 1)}), make_run("y/seed1", {}, status="DIVERGED critic")
@@ -325,13 +325,26 @@ def test_a_failure_without_an_evaluation_counts_as_no_success_and_failures_alone
     captured = capsys.readouterr()
     assert json.loads(captured.out)["y"]["area"]["mean"] == 0
     assert "is marked DIVERGED critic: its success after 0 steps per task counts as 0" in captured.err
-    worse = make_run("x/seed2", {1: (1, 1)}, status="FAILED disk")
+    worse = make_run("x/seed2", {1: (1, 1)}, status="DIVERGED critic")
     for runs in ([bad], [worse]):
         assert cli.main(["compare", *map(str, runs)]) == 2
-        assert "all of 1 runs failed" in capsys.readouterr().err
+        assert "all of 1 runs diverged" in capsys.readouterr().err
 
 
-def test_a_run_that_failed_before_its_first_evaluation_has_the_tasks_of_its_protocol(make_run):
+def test_a_run_that_the_machine_ended_is_unfinished_not_a_failure_of_its_method(make_run, capsys):
+    good = make_run("x/seed0", {1: (1, 1), 2: (1, 1)})
+    full = make_run("x/seed1", {1: (1, 0)}, status="FAILED disk")
+    none = make_run("x/seed2", {}, status="FAILED disk")
+    assert cli.main(["compare", *map(str, (good, full, none)), "--json=-"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)["x"]
+    assert (found["seeds"], found["diverged"], found["steps_per_task"]) == ([0, 1], [], 1)
+    assert found["final"]["mean"] == 0.75
+    assert f"not finished: {full} (FAILED disk)" in captured.err
+    assert f"{none}" in captured.err
+
+
+def test_a_run_that_diverged_before_its_first_evaluation_has_the_tasks_of_its_protocol(make_run):
     others = {"protocol": {"name": "q", "goals": "fixed"}}
     make_run("all/a/seed0", {1: (1, 1)})
     make_run("all/b/seed0", {1: (1, 1, 1)}, tasks=("x", "y", "z"), **others)

@@ -81,7 +81,7 @@ def test_a_comparison_of_folders_equals_that_of_their_table(grid, tmp_path, caps
         str(table.with_suffix("")), str(grid)
     )  # arms are grid/unitary, grid/pcgrad
     assert json.loads(text) == folders
-    assert folders["pcgrad"]["failed"] == [f"{grid}/pcgrad/seed3", f"{grid}/pcgrad/seed4"]
+    assert folders["pcgrad"]["diverged"] == [f"{grid}/pcgrad/seed3", f"{grid}/pcgrad/seed4"]
     assert folders["pcgrad"]["against"]["paired"]
     assert folders["unitary"]["acting"] == {
         "critic": {
