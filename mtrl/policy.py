@@ -146,9 +146,14 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
     """Read a policy file. No code in it is executed.
 
     Raises:
-        PolicyError: missing, truncated, not a policy of this project, or its parts contradict.
+        PolicyError: missing, truncated, not a policy of this project, or its parts contradict; or this machine has
+            no such device.
     """
     path = Path(path)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # the latter where torch has no CUDA
+        raise PolicyError(f"device: {str(device)!r} is none of this machine; use cpu") from None
     try:
         there = path.is_file()
     except OSError as error:

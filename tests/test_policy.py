@@ -256,6 +256,13 @@ def test_tensors_of_another_type_are_refused(policy, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Evaluation environment is not wrapped")
+@pytest.mark.parametrize("device", ["cuda:99", "tpuu"])
+def test_a_device_that_is_not_there_is_named_and_the_file_is_not_called_damaged(make_agent, tmp_path, device):
+    make_agent().policy.save(tmp_path / "p.safetensors")
+    with pytest.raises(PolicyError, match=f"^device: '{device}' is none of this machine; use cpu$"):
+        load_policy(tmp_path / "p.safetensors", device)
+
+
 def test_stable_baselines3s_evaluate_policy_takes_agents_and_policies(make_agent):
     envs = make_suite(Protocol(suite="point", horizon=20), evaluation=True)
     agent = make_agent(5, obs_dim=4, action_dim=2)

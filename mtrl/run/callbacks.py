@@ -366,7 +366,7 @@ class CheckpointCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """A bar with ETA, steps/s, success so far and at the last evaluation. Only for a terminal."""
+    """A bar with ETA, steps per task and second, success so far and at the last evaluation. Only for a terminal."""
 
     def __init__(self, log: LogCallback, evaluation: EvaluationCallback) -> None:
         super().__init__()
@@ -383,7 +383,7 @@ class ProgressCallback(TrainerCallback):
         self.progress.start()
 
     def due(self) -> bool:
-        status = f"{self.trainer.num_timesteps / max(self.trainer.seconds['total'], 1e-9):.0f} steps/s"
+        status = f"{self.steps_per_task / max(self.trainer.seconds['total'], 1e-9):.1f} steps/s"
         if np.isfinite(self.log.success_rate):
             status += f" · success {self.log.success_rate:.2f}"
         if self.evaluation.last is not None:
