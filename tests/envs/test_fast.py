@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from itertools import product
 from types import SimpleNamespace
@@ -11,7 +10,6 @@ from typing import Any
 import mujoco
 import numpy as np
 import pytest
-from gymnasium.envs.mujoco import MujocoEnv
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from metaworld.policies import ENV_POLICY_MAP
 from metaworld.sawyer_xyz_env import SawyerXYZEnv
@@ -25,16 +23,8 @@ RANDOM_STEPS = 20
 
 
 @pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], Any]:
-    """Builds envs of the multi-task kind, each XML compiled only once: that is most of a build's time."""
-    compiled: dict[str, Any] = {}
-    original = MujocoEnv._initialize_simulation
-
-    def from_copy(env: MujocoEnv) -> tuple[Any, Any]:
-        if env.fullpath not in compiled:
-            compiled[env.fullpath] = original(env)[0]
-        model = copy.copy(compiled[env.fullpath])
-        return model, mujoco.MjData(model)
+def build(compiled_once: None) -> Callable[[type], Any]:
+    """Builds envs of the multi-task kind."""
 
     def build_one(kind: type) -> Any:
         env = kind()
@@ -46,7 +36,6 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Callable[[type], Any]:
         env._np_random = np.random.default_rng(1)
         return env
 
-    monkeypatch.setattr(MujocoEnv, "_initialize_simulation", from_copy)
     return build_one
 
 

@@ -32,7 +32,7 @@ def spec(name):
 
 
 @pytest.fixture(scope="module", params=list(ALL_V3_ENVIRONMENTS))
-def task(request):
+def task(request, compiled_once):
     """One task three times: ours, ours again, and stock."""
     ours, fresh = TaskEnv(spec(request.param)), TaskEnv(spec(request.param))
     return SimpleNamespace(

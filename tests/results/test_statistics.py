@@ -168,7 +168,7 @@ def scores(generator, runs, mean, trials=None):
     return success if trials is None else generator.binomial(trials, success) / trials
 
 
-@pytest.mark.parametrize(("mean", "trials"), [(0.0, None), (0.0, 5), (0.7, 5), (0.9, None)])
+@pytest.mark.parametrize(("mean", "trials"), [(0.0, None), (0.7, 5), (0.9, None)])
 @pytest.mark.parametrize("runs", [5, 10])
 def test_the_interquartile_means_interval_covers_95_of_100(runs, mean, trials):
     generator = np.random.default_rng(3)
