@@ -38,7 +38,7 @@ COMMANDS = {
     "claims": "which sentences the data support, contradict or leave open",
     "export": "runs as one table: what is committed and compared later",
     "card": "a folder to publish: policy, evaluation, model card",
-    "list": "what there is: configs, experiments, networks, suites, tasks, optimizers",
+    "list": "what there is: configs, experiments, suites, protocols, tasks, optimizers, networks",
     "bench": "time the parts of training on this machine",
     "doctor": "check this machine and installation",
 }

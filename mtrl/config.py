@@ -71,7 +71,7 @@ class ArchitectureConfig:
     """The networks of actor and critic.
 
     Args:
-        name: as ``mtrl list networks`` has it, or ``module:Class`` of one's own. For the actor or the critic alone null
+        name: as ``mtrl list networks`` has it, or ``module:Class`` of your own. For the actor or the critic alone null
             is what ``agent.network`` says.
         options: of its class, by name.
     """
@@ -281,8 +281,8 @@ class AgentConfig:
             ``torch`` and ``onednn`` the fast path to the same numbers (:mod:`mtrl.fast`), in torch's operations,
             or with oneDNN's products (in float32 on an Intel processor MKL's) and compiled passes over rows;
             ``compiled`` is all of an update in a few graphs that torch's inductor compiles, for half a minute to two
-            before the first update: two thirds of the time of the others. It needs a C++ compiler, and batches of one
-            shape (``replay.sampling: balanced``). ``auto`` is ``compiled`` for a run of 20,000 updates or more
+            before the first update; an update then takes 0.6 to 0.9 of the time. It needs a C++ compiler, and batches
+            of one shape (``replay.sampling: balanced``). ``auto`` is ``compiled`` for a run of 20,000 updates or more
             with networks of this suite, where that is there; else ``onednn`` where torch has it.
     """
 
@@ -351,7 +351,7 @@ class OptimizerConfig:
     """The multi-task optimizer.
 
     Args:
-        name: as ``mtrl list optimizers`` has it, or ``module:Class`` of one's own.
+        name: as ``mtrl list optimizers`` has it, or ``module:Class`` of your own.
         options: of its class, by name.
         apply_to: the networks whose gradients it combines; the other one takes the mean.
     """
@@ -390,7 +390,7 @@ class TrainConfig:
             runs have as many as random steps, so that no step goes without an update.
         updates_per_step: updates for each step of all tasks.
         eval_every: steps per task between evaluations; 0 is at the end only.
-        eval_episodes: per task and evaluation during training, at most one per goal of the protocol (one's own
+        eval_episodes: per task and evaluation during training, at most one per goal of the protocol (your own
             envs may have no goals, and so no such limit); ``mtrl evaluate`` takes every goal.
         video_every: steps per task between films of one episode of every task, as a GIF in ``videos/`` and among
             TensorBoard's images; 0 is never.

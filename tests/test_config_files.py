@@ -76,7 +76,7 @@ def test_another_optimizer_drops_the_options_of_the_bases(write):
 
 
 def test_a_resolved_config_needs_no_base_and_gives_itself(write, tmp_path):
-    text = parse_train(["--config", "paper/mt50_imtl_task", "--protocol.preset", "brc"]).text
+    text = parse_train(["--config", "paper/mt50_imtl", "--protocol.preset", "brc"]).text
     assert not {"base", "preset"} & {*yaml.safe_load(text), *yaml.safe_load(text)["protocol"]}
     again = write(again=text)
     assert parse_train(["--config", again]).text == text

@@ -29,7 +29,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=str, help="the folder to make; it must not exist")
     parser.add_argument("--name", type=str, help="the policy's name; default: that of the folder")
     parser.add_argument(
-        "--checkpoint", choices=["best", "last"], default="last", help="which policy of the run"
+        "--checkpoint",
+        choices=["best", "last"],
+        default="last",
+        help="which policy of the run (last); best is the best in training",
     )
     parser.add_import()
     args = parser.parse_args(arguments)

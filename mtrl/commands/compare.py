@@ -42,6 +42,12 @@ def main(arguments: list[str]) -> int:
     most = next(iter(groups.values()))[0].last_step
     others = {label: row for baseline in baselines for label, row in baseline.rows(most).items()}
     told = [*young, *warnings(curves), *about(baselines, {curve.protocol for curve in curves})]
+    for label, row in summary.items():
+        if alone := row.get("against", {}).get("left_out"):
+            told.append(
+                f"the difference of {label} from {reference} is over the {row['against']['runs']} seeds that both "
+                f"have, without {', '.join(alone)}"
+            )
     for text in told:
         print(f"mtrl: warning: {text}", file=sys.stderr)
     draw(args, groups, baselines)
@@ -76,7 +82,13 @@ def parse(arguments: list[str]) -> Any:
         help="a difference that does not matter, fixed beforehand; 0.05 of the area, 0.1 of others",
     )
     add("--names", type=str, help="order and names of arms: unitary=Unitary,pcgrad=PCGrad")
-    add("--baseline", type=str, action="append", default=[], help="others' results as well: brc, …")
+    add(
+        "--baseline",
+        type=str,
+        action="append",
+        default=[],
+        help="others' results as well: brc, kurin2022 or metaworld_plus; may be given more than once",
+    )
     add("--json", type=str, help="write the statistics to this file, or - for standard output")
     add("--csv", type=str, help="the same as a flat table")
     add("--latex", type=str, help="a table for a paper (with booktabs)")
@@ -216,7 +228,7 @@ def print_tables(
 def difference_table(summary: Mapping[str, Any], reference: str, metric: str, margin: float) -> Any:
     table = make_table(
         "arm", f"{metric} minus {reference}", "seeds", "p better (Holm)", "p not better", "p equivalent",
-        f"power, seeds for {POWER:g}: not better", "equivalent", "P(improvement)",
+        f"power, seeds for {POWER:g}: not better", "equivalent", "P(improvement), last5",
         title=f"differences in {metric} from {reference}; margin {margin:g}",
         caption="one-sided p-values. better: above the reference; not better: less than the margin above it; "
         "equivalent: within the margin on both sides. Powers are for equal arms. No test where both arms are near 0, "

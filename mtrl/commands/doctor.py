@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
         (
             "compiler",
             compile_something,
-            "install a C++ compiler (g++) and Python's headers for updates in two thirds of the time",
+            "install a C++ compiler (g++) and Python's headers for updates that take 0.6 to 0.9 of the time",
             False,
         ),
         (

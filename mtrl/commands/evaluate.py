@@ -29,7 +29,10 @@ def main(arguments: list[str]) -> int:
     parser = Parser(prog="mtrl evaluate", description=__doc__)
     parser.add_argument("run", type=str, help="a run's folder, one that `mtrl card` made, or a policy file")
     parser.add_argument(
-        "--checkpoint", choices=["best", "last"], default="last", help="which policy of a run"
+        "--checkpoint",
+        choices=["best", "last"],
+        default="last",
+        help="which policy of a run (last); best is the best in training",
     )
     parser.add_argument(
         "--episodes",

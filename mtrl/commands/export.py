@@ -17,7 +17,7 @@ from mtrl.settings.parser import Parser
 
 
 def keep_what_is_there(path: Path, curves: Sequence[Curve]) -> None:
-    """Refuse to write over another kind of file, or over runs that the new table has not.
+    """Refuse to write over another kind of file, or over what the new table has not: runs, or their later evaluations.
 
     Raises:
         ConfigError: naming what would be lost.
@@ -26,12 +26,32 @@ def keep_what_is_there(path: Path, curves: Sequence[Curve]) -> None:
         return
     if not path.read_bytes().startswith(FORMAT.encode()):
         raise ConfigError(f"file: {path} exists and is no table of mtrl export; choose another")
-    kept = {(curve.arm, curve.seed) for curve in curves}
-    if lost := next((old for old in read_table(path) if (old.arm, old.seed) not in kept), None):
-        raise ConfigError(
-            f"file: {path} has runs that would be lost ({lost.arm}, seed {lost.seed}); name the table among the "
-            "runs, too, or choose another file"
-        )
+    kept = {(curve.arm, curve.seed): curve for curve in curves}
+    for old in read_table(path):
+        new = kept.get((old.arm, old.seed))
+        if new is None:
+            raise ConfigError(
+                f"file: {path} has runs that would be lost ({old.arm}, seed {old.seed}); name the table among the "
+                "runs, too, or choose another file"
+            )
+        if new.last_step < old.last_step or (old.unseen and not new.unseen):
+            what = f"{old.last_step:.0f} steps per task" if new.last_step < old.last_step else "unseen goals"
+            raise ConfigError(
+                f"file: {path} has {old.arm}, seed {old.seed}, with {what}, which {new.path} has not; choose another "
+                "file"
+            )
+
+
+def merged_arms(curves: Sequence[Curve]) -> list[str]:
+    """A line about each arm whose runs lie in several folders: the table has them as seeds of one."""
+    folders: dict[str, dict[Path, None]] = {}
+    for curve in curves:
+        folders.setdefault(curve.arm, {})[curve.folder] = None
+    return [
+        f"{arm} is one arm in the table, of the runs in {', '.join(map(str, places))}"
+        for arm, places in folders.items()
+        if len(places) > 1
+    ]
 
 
 def main(arguments: list[str]) -> int:
@@ -52,7 +72,7 @@ def main(arguments: list[str]) -> int:
     keep_what_is_there(path, curves)
     text = write_table(curves)
     write_synced(path, text.encode())
-    for line in young:
+    for line in (*young, *merged_arms(curves)):
         print(f"mtrl: warning: {line}", file=sys.stderr)
     print(f"{len(curves)} run{'s' * (len(curves) > 1)} in {path}")
     return 0

@@ -89,7 +89,8 @@ def train(request: Request, run: RunFolder, device: torch.device, signals: Signa
 USAGE = """usage: mtrl train [--config NAME|FILE]... [--SETTING VALUE]... [--import MODULE]... [--resume RUN]
                   [--allow_changes] [--print_config]
 
-A shipped config by name or a YAML file, several in their order; any setting by its dotted name goes above.
+Configs are shipped names (mtrl list configs) or YAML files; later ones override earlier ones, settings override all.
+--protocol.preset NAME takes a published protocol (mtrl list protocols).
 --import lets a file name classes and functions of that module of yours; it may be given more than once.
 --resume goes on with the unfinished run in a folder, --allow_changes lets it go on with other settings,
 --print_config shows all settings as they would be.

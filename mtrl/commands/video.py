@@ -27,7 +27,10 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--tile", type=int, default=TILE, help="pixels of a tile's side; even")
     parser.add_argument(
-        "--checkpoint", choices=["best", "last"], default="last", help="which policy of a run"
+        "--checkpoint",
+        choices=["best", "last"],
+        default="last",
+        help="which policy of a run (last); best is the best in training",
     )
     parser.add_argument("--seed", type=int, help="draw other goals than the run's")
     parser.add_import()

@@ -50,7 +50,7 @@ class TaskNetwork(TaskModule):
         if task_input == "heads" and architecture.name not in (None, "mlp"):
             raise ConfigError(
                 "agent.task_input: 'heads' is not valid; it must be one_hot, embedding or none for the network "
-                f"{architecture.name} (heads of one's own are the network shared_bottom)"
+                f"{architecture.name} (for heads of each task's own take the network shared_bottom)"
             )
         if task_input == "embedding":
             self.embedding = nn.Parameter(torch.randn(embedding_dim))

@@ -42,7 +42,7 @@ class Baseline:
 
     def unlike(self, protocols: set[str]) -> str | None:
         """A line where runs' protocols are not this one's."""
-        others = sorted(p for p in protocols if p.partition("-")[2] != self.protocol)
+        others = sorted(p for p in protocols if not p.endswith(f"-{self.protocol}"))
         if not others:
             return None
         return f"baseline {self.name} is {self.protocol}, the runs are {', '.join(others)}: other protocols"

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +19,15 @@ import numpy as np
 from scipy.stats import binom
 
 from mtrl.config import ConfigError
-from mtrl.results.compare import STATISTICS, by_number, difference, read_curves, shared_steps, statistics
+from mtrl.results.compare import (
+    STATISTICS,
+    by_number,
+    difference,
+    mean_minutes,
+    read_curves,
+    shared_steps,
+    statistics,
+)
 from mtrl.results.reading import Curve, read_json
 from mtrl.results.statistics import (
     ALPHA,
@@ -307,7 +316,7 @@ def judge_arms(claim: Claim, metric: str, arms: Arms, reference: Sequence[Curve]
             [d.p_apart(claim.margin) for d in found_by],
         )
     )
-    minutes = {arm: float(np.mean([c.minutes[-1] for c in curves])) for arm, curves in arms.items()}
+    minutes = {arm: mean_minutes(curves) or 0.0 for arm, curves in arms.items()}
     found = {}
     for arm, d in differences.items():
         if reason := unfit(d, metric):
@@ -361,13 +370,18 @@ def judge_sign(claim: Claim, curves: Sequence[Curve]) -> Finding:
     else:
         hits = np.array([curve.diverged for curve in curves]) | (values <= claim.value)
         what = "failed"
+    unknown = [curve for curve, value in zip(curves, values, strict=True) if math.isnan(value)]
+    if not all(curve.diverged for curve in unknown):
+        return Finding(INCONCLUSIVE, f"the score of {len(unknown)} of {len(curves)} runs is not known")
     n, k = len(hits), int(hits.sum())
     p_most, p_few = float(binom.sf(k - 1, n, 0.5)), float(binom.cdf(k, n, 0.5))
     verdict = SUPPORTED if p_most < ALPHA else CONTRADICTED if p_few < ALPHA else INCONCLUSIVE
     numbers = (
         f"{k} of {n} runs {what}, mean {values.mean():.3f}, p most {p_value(p_most)}, p few {p_value(p_few)}"
     )
-    settle = "" if verdict != INCONCLUSIVE else "5 seeds that agree, 8 of which one does not"
+    misses = min(k, n - k)
+    needed = next(runs for runs in count(n + 1) if binom.cdf(misses, runs, 0.5) < ALPHA)
+    settle = "" if verdict != INCONCLUSIVE else f"{needed} seeds, if all others agree with the {n - misses}"
     return Finding(verdict, numbers, settle)
 
 
@@ -379,7 +393,10 @@ def judge_control(claim: Claim, arms: Arms) -> Finding:
         return Finding(NO_DATA, f"no complete run of {' and '.join(missing)}")
     found = difference(arms[better], arms[worse], partial(score, metric=metric))
     p = found.p_above()
-    numbers = f"{better} minus {worse} {found.mean:+.3f} in {metric} over {found.runs} seeds, p {p_value(p)}"
+    numbers = f"{better} minus {worse} {found.mean:+.3f} in {metric} over {found.runs} seeds"
+    if reason := unfit(found, metric):
+        return Finding(INCONCLUSIVE, f"{numbers}, {reason}")
+    numbers += f", p {p_value(p)}"
     return Finding(SUPPORTED if p is not None and p < ALPHA else INCONCLUSIVE, numbers)
 
 
@@ -419,7 +436,7 @@ def as_markdown(verdicts: Sequence[Verdict]) -> str:
         "",
         "Written by `mtrl claims --write` from `configs/claims/` and the committed tables in `docs/results/evidence/`; "
         "do not edit. A claim is inconclusive unless its positive control is detected. `mtrl claims C1 --runs runs/…` "
-        "judges runs of one's own. An arm is judged when all its planned runs have ended; those of the others are "
+        "judges your own runs. An arm is judged once all its planned runs have ended; finished runs of other arms are "
         "[kept here](results/evidence/unfinished/README.md).",
         "",
         "| claim | verdict | sentence |",

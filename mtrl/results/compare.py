@@ -87,7 +87,12 @@ def read_curves(paths: Sequence[str]) -> tuple[list[Curve], list[str]]:
         raise ConfigError(
             young[0].removesuffix(": left out") if young else f"run: all of {len(lost)} runs diverged"
         )
-    curves += [diverged_curve(run, curves) for run in lost]
+    others = tuple(curves)
+    for run in lost:
+        try:
+            curves.append(diverged_curve(run, others))
+        except NoEvaluation as error:
+            young.append(f"{error}: left out")
     places = [curve.path for curve in curves]
     if twice := next((place for place in places if places.count(place) > 1), None):
         raise ConfigError(f"run: {twice} comes twice; each run counts once")
@@ -179,7 +184,7 @@ def group(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
 
 
 def shared_steps(curves: Sequence[Curve]) -> Array:
-    """The evaluations that all runs have, one of which did not fail.
+    """The evaluations that all runs have, one of which did not diverge.
 
     What a diverged run never reached counts as no success; what it skipped before is missing for all.
     """
@@ -269,8 +274,8 @@ def difference(a: Sequence[Curve], b: Sequence[Curve], score: Callable[[Curve], 
 def against(a: Sequence[Curve], b: Sequence[Curve], metric: str, margin: float) -> dict[str, Any]:
     """What an arm's difference from the reference ``b`` shows; p-values are one-sided. JSON-able.
 
-    ``p_better``: above the reference; ``p_not_better``: less than ``margin`` above it; ``p_equivalent``: within
-    ``±margin``; powers and needed seeds are for truly equal arms of the found SD.
+    ``left_out``: runs without a pair; ``p_better``: above the reference; ``p_not_better``: less than ``margin`` above
+    it; ``p_equivalent``: within ``±margin``; powers and needed seeds are for truly equal arms of the found SD.
     """
     found = difference(a, b, lambda curve: statistics(curve)[metric])
     sure = found.testable and not found.level
@@ -278,11 +283,14 @@ def against(a: Sequence[Curve], b: Sequence[Curve], metric: str, margin: float) 
     for name, power in (("not_better", power_non_superiority), ("equivalent", power_equivalence)):
         powers[f"power_{name}"] = power(found.runs, found.sd, margin, found.paired) if sure else None
         powers[f"seeds_{name}"] = seeds_needed(power, found.sd, margin, found.paired) if sure else None
+    shared = {curve.seed for curve in a} & {curve.seed for curve in b}
+    alone = [curve for curve in (*a, *b) if found.paired and curve.seed not in shared]
     scores = [np.array([last_five(curve) for curve in curves]) for curves in (a, b)]
     chance, bounds = improvement(*scores)
     return {
         "mean": known(found.mean), "ci": as_json(found.interval), "paired": found.paired, "runs": found.runs,
         "sd": known(found.sd), "metric": metric, "margin": margin,
+        "left_out": [f"{curve.path} ({curve.status})" for curve in alone],
         "p_better": found.p_above() if sure else None,
         "p_not_better": found.p_below(margin) if sure else None,
         "p_equivalent": found.p_equivalent(margin) if sure else None, **powers,
@@ -303,15 +311,18 @@ def summarise(
     if reference is not None and reference not in groups:
         raise ConfigError(f"reference: {reference!r} is none of the labels {', '.join(groups)}")
     table: dict[str, Any] = {}
+    measured = any(curve.unseen for curves in groups.values() for curve in curves)
     for label, curves in groups.items():
         scores = {name: np.array([statistics(c)[name] for c in curves]) for name in STATISTICS}
+        if not measured:  # not even for a diverged run
+            scores["unseen"] = np.full(len(curves), math.nan)
         tasks = np.array([last_five(curve) for curve in curves])
         table[label] = {
             "runs": [str(c.path) for c in curves],
             "seeds": [c.seed for c in curves],
             "diverged": [str(c.path) for c in curves if c.diverged],
             "steps_per_task": float(curves[0].steps[-1]),
-            "minutes": float(np.mean([c.minutes[-1] for c in curves])),
+            "minutes": mean_minutes(curves),
             "protocol": curves[0].protocol,
             **{name: described(values) for name, values in scores.items()},
             "training_success": in_training(curves),
@@ -332,6 +343,12 @@ def summarise(
     return table
 
 
+def mean_minutes(curves: Sequence[Curve]) -> float | None:
+    """To the last evaluation, of the runs that reached it."""
+    known_minutes = [minutes for curve in curves if not math.isnan(minutes := curve.minutes[-1])]
+    return float(np.mean(known_minutes)) if known_minutes else None
+
+
 def described(values: Array) -> dict[str, Any]:
     """Mean, SD and interval of runs' scores ``[n]``, and why there is none."""
     sd = known(values.std(ddof=1)) if len(values) > 1 else None
@@ -342,8 +359,10 @@ def described(values: Array) -> dict[str, Any]:
 
 
 def in_training(curves: Sequence[Curve]) -> dict[str, Any]:
-    """Success in training, of the runs of which it is known, 0 for a diverged one: their number is told."""
+    """Success in training, of the runs of which it is known, then 0 for a diverged one: their number is told."""
     told = [0.0 if curve.diverged else curve.training_success for curve in curves]
+    if all(curve.diverged or value is None for curve, value in zip(curves, told, strict=True)):
+        told = []
     values = np.array([value for value in told if value is not None])
     return {**(described(values) if len(values) else {"mean": None}), "runs": len(values)}
 

@@ -102,7 +102,8 @@ def draw_band(
 ) -> None:
     """The mean over seeds of ``values [n]`` per run, with a band of one SD on both sides, as long as all go."""
     length = min(len(curve.steps) for curve in curves)
-    x = np.mean([getattr(curve, against)[:length] for curve in curves], axis=0)
+    times = np.ma.masked_invalid([getattr(curve, against)[:length] for curve in curves])
+    x = times.mean(axis=0).filled(np.nan)  # a diverged run has no minutes after its end
     y = np.array([value[:length] for value in values])
     mean = y.mean(axis=0)
     if length == 1:  # a line of one point cannot be seen

@@ -35,7 +35,7 @@ def csv_text(summary: Rows, others: Rows, reference: str | None) -> str:
         if "against" in found:
             test = found["against"]
             row(arm, f"{test['metric']} minus {reference}", test, test["runs"])
-            row(arm, f"probability of improvement over {reference}", test["improvement"], test["runs"])
+            row(arm, f"probability of improvement over {reference}, last5", test["improvement"], count)
             for key in (
                 "p_better_holm",
                 "p_not_better",
@@ -46,7 +46,7 @@ def csv_text(summary: Rows, others: Rows, reference: str | None) -> str:
                 row(arm, key, {"mean": test[key]}, test["runs"])
         for network, acting in found["acting"].items():
             for key, value in acting.items():
-                row(arm, f"{network} {key}", {"mean": value}, count)
+                row(arm, f"{network} {key}", {"mean": value}, None)
     for arm, found in others.items():
         row(
             arm,
@@ -62,9 +62,11 @@ def latex_text(summary: Rows, others: Rows, reference: str | None) -> str:
     heads = ["arm", "seeds", "area", "final", "last five", "worst three", "IQM"]
     if reference is not None:
         metric = next((row["against"]["metric"] for row in summary.values() if "against" in row), "area")
-        heads += [f"{metric} $-$ {escaped(reference)}", "$p$ better", "$p$ not better"]
+        heads += [f"{metric} $-$ {escaped(reference)}", "$n$", "$p$ better (Holm)", "$p$ not better"]
+    tests = [row["against"] for row in summary.values() if "against" in row]
+    margin = f"; differences over $n$ seeds, margin {tests[0]['margin']:g}" if tests else ""
     lines = [
-        "% needs \\usepackage{booktabs}; 95 % intervals over seeds",
+        f"% needs \\usepackage{{booktabs}}; 95 % intervals over seeds{margin}",
         f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}", "\\toprule", line(heads), "\\midrule",
     ]  # fmt: skip
     for arm, found in summary.items():
@@ -72,16 +74,16 @@ def latex_text(summary: Rows, others: Rows, reference: str | None) -> str:
         cells += [cell(found[name]) for name in ("area", "final", "last5", "worst3", "iqm_last5")]
         if reference is not None:
             test = found.get("against")
-            cells += [""] * 3 if test is None else [
-                cell(test, "+.3f"), p_cell(test["p_better_holm"]), p_cell(test["p_not_better"])
+            cells += [""] * 4 if test is None else [
+                cell(test, "+.3f"), str(test["runs"]), p_cell(test["p_better_holm"]), p_cell(test["p_not_better"])
             ]  # fmt: skip
         lines.append(line(cells))
     if others:
         lines.append("\\midrule")
     for arm, found in others.items():
-        empty = [""] * (len(heads) - 4)
         what = f"{arm} ({found['statistic']} at {found['steps_per_task'] / 1000:.0f}k steps)"
-        lines.append(line([escaped(what), str(found["seeds"] or "--"), "", cell(found), *empty]))
+        over_all = f"\\multicolumn{{{len(heads) - 2}}}{{l}}{{{cell(found)}}}"
+        lines.append(line([escaped(what), str(found["seeds"] or "--"), over_all]))
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
@@ -98,7 +100,9 @@ def cell(found: Mapping[str, Any], form: str = ".3f") -> str:
         return "--"
     mean = f"${found['mean']:{form}}$"
     return (
-        mean if not found["ci"] else f"{mean} {{\\scriptsize [{found['ci'][0]:.2f}, {found['ci'][1]:.2f}]}}"
+        f"{mean} {{\\scriptsize [{', '.join(f'{end:{form}}' for end in found['ci'])}]}}"
+        if found["ci"]
+        else mean
     )
 
 

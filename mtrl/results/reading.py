@@ -98,7 +98,7 @@ class Curve:
     @property
     def arm(self) -> str:
         """``<experiment>/<arm>``: the last two names of :attr:`folder`."""
-        return "/".join(self.folder.parts[-2:])
+        return "/".join(self.folder.relative_to(self.folder.anchor).parts[-2:])
 
     @property
     def diverged(self) -> bool:
@@ -110,18 +110,17 @@ class Curve:
         return float(self.steps[-1]) if len(self.steps) else 0.0
 
     def at(self, steps: Array) -> Curve:
-        """The evaluations at these steps per task; those that a diverged run never reached count as no success."""
+        """The evaluations at these steps per task; those that a diverged run never reached count as no success, after
+        an unknown time."""
         kept = np.isin(self.steps, steps)
         missing = steps[steps > self.last_step] if self.diverged else steps[:0]
         lost = np.zeros((len(missing), len(self.task_names)))
-        # what is of half of the training log is neither of a part of the run, nor of one that diverged on its way
-        whole = self.last_step in steps and not self.diverged
+        # what is of half of the training log is of a whole run alone
+        whole = self.last_step in steps and self.status.startswith("DONE")
         return replace(
             self,
             steps=np.append(self.steps[kept], missing),
-            minutes=np.append(
-                self.minutes[kept], np.full(len(missing), self.minutes[-1] if len(self.minutes) else 0.0)
-            ),
+            minutes=np.append(self.minutes[kept], np.full(len(missing), math.nan)),
             success=np.vstack((self.success[kept], lost)),
             at_end=np.vstack((self.at_end[kept], lost)),
             returns=np.vstack((self.returns[kept], np.full_like(lost, math.nan))),
@@ -233,11 +232,17 @@ def diverged_curve(path: str | Path, others: Sequence[Curve]) -> Curve:
 
     Args:
         others: runs whose tasks are known; one of the same protocol has the same.
+
+    Raises:
+        NoEvaluation: no other has its protocol, so that its tasks are not known.
     """
     run = RunPaths(Path(path).resolve())
     told = about(run, np.zeros(0))
-    alike = [curve for curve in others if curve.protocol == told["protocol"]]
-    task_names = (alike or others)[0].task_names
+    task_names = next((curve.task_names for curve in others if curve.protocol == told["protocol"]), None)
+    if task_names is None:
+        raise NoEvaluation(
+            f"run: {run.path} diverged before its first evaluation, and no other run has its protocol"
+        )
     none = np.zeros((0, len(task_names)))
     return Curve(
         **told, task_names=task_names, steps=np.zeros(0), minutes=np.zeros(0),
@@ -325,7 +330,7 @@ def acting_of(run: RunPaths, measured: list[dict[str, Any]]) -> dict[str, dict[s
 
     ``cosine`` and ``norm_ratio`` of the applied direction and the mean gradient; ``unchanged``, the share of updates
     where they are equal as far as bf16 tells; ``conflict``, the share of pairs of tasks whose gradients point apart;
-    ``measured``, the number of updates. Without a measurement they are missing. ``fallbacks``: how often in all updates
+    ``measured``, the number of updates. What was not measured is missing. ``fallbacks``: how often in all updates
     the method's solver had no solution; missing where nothing is solved.
     """
     found: dict[str, dict[str, float]] = {}
@@ -348,9 +353,10 @@ def acting_of(run: RunPaths, measured: list[dict[str, Any]]) -> dict[str, dict[s
         found[network] = {
             **found.get(network, {}),
             "cosine": round(float(rows[:, 0].mean()), 4), "norm_ratio": round(float(rows[:, 1].mean()), 4),
-            "unchanged": round(float(same.mean()), 4),
-            "conflict": round(float(apart.mean()), 4) if len(apart) else 0.0, "measured": len(rows),
+            "unchanged": round(float(same.mean()), 4), "measured": len(rows),
         }  # fmt: skip
+        if len(apart):
+            found[network]["conflict"] = round(float(apart.mean()), 4)
     return found
 
 

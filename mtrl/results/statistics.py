@@ -206,7 +206,7 @@ def seeds_needed(
     power: Callable[[int, float, float, bool], float], sd: float, margin: float, paired: bool
 ) -> int | None:
     """Fewest runs per arm that give :data:`POWER`; None above :data:`MOST_RUNS`."""
-    low, high = 2, MOST_RUNS
+    low, high = FEWEST, MOST_RUNS
     if power(high, sd, margin, paired) < POWER:
         return None
     while low < high:  # power grows with the runs

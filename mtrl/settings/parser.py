@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         """The option by which a person lets a policy's file name classes and functions of a module."""
         self.add_argument(
             "--import", dest="modules", action="append", type=registry.trust, metavar="MODULE",
-            help="a module of one's own that a file names (network, tasks, optimizer) and may be imported: its code "
+            help="allow files to name classes and functions of this module (network, tasks, optimizer): its code "
             "is run; may be given more than once",
         )  # fmt: skip
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from mtrl import cli
 from mtrl.commands import claims as command
 from mtrl.commands.claims import planned_seeds
 from mtrl.config import ConfigError
 from mtrl.results.claims import (
-    BENCH,
     CONTRADICTED,
     INCONCLUSIVE,
     NO_DATA,
@@ -25,10 +25,12 @@ from mtrl.results.claims import (
     read_arms,
     read_claims,
 )
-from mtrl.results.reading import Curve, Unseen
+from mtrl.results.export import read_table
+from mtrl.results.reading import Curve, Unseen, settings_of
 from mtrl.settings.files import config_names
 from mtrl.sweep.grid import find_experiment, plan, read_experiment
 
+ROOT = Path(__file__).parents[2]
 TASKS = ("a", "b")
 CLAIMS = {claim.name: claim for claim in read_claims()}
 ONE = replace(CLAIMS["C1"], arms=["evidence_tier1/pcgrad"])
@@ -97,7 +99,7 @@ def test_what_a_diverged_run_skipped_is_missing_for_all_and_what_it_never_reache
 
 
 def test_two_runs_of_one_seed_in_an_arm_are_refused(tmp_path):
-    table = Path(__file__).parents[2] / "docs/results/mt10_fast/runs.csv"
+    table = ROOT / "docs/results/mt10_fast/runs.csv"
     copy = tmp_path / table.name
     copy.write_bytes(table.read_bytes())
     with pytest.raises(ConfigError, match=r"has seed \d+ twice: "):
@@ -114,6 +116,33 @@ def test_without_a_detected_positive_control_a_claim_is_inconclusive_whatever_it
     found = judge(ONE, lacking)
     assert (found.verdict, found.arms[ARMS[1]].verdict) == (NO_DATA, SUPPORTED)
     assert found.why == "the positive control has no complete run of evidence_tier2/bare_unitary"
+
+
+def test_a_control_at_the_floor_detects_nothing():
+    fails = replace(CLAIMS["C8"], arms=[ARMS[1]])
+    nobody = {
+        ARMS[0]: [0.006, 0.007, 0.005, 0.008, 0.006],
+        ARMS[1]: [0.0] * 5,
+        ARMS[2]: [0, 0.001, 0, 0.001, 0],
+    }
+    found = judge(fails, {arm: runs(arm, scores) for arm, scores in nobody.items()})
+    assert (found.arms[ARMS[1]].verdict, found.verdict) == (SUPPORTED, INCONCLUSIVE)
+    assert "where everything is equivalent" in found.why
+
+
+@pytest.mark.parametrize("name", ["C8", "C9"])
+def test_a_score_that_is_not_known_is_neither_above_nor_below_a_value(name):
+    claim = replace(CLAIMS[name], arms=[ARMS[1]])
+    unknown = judge(claim, {**grid(), ARMS[1]: runs(ARMS[1], [np.nan] * 2 + [0.9] * 8)})
+    assert unknown.arms[ARMS[1]].verdict == INCONCLUSIVE
+    assert unknown.arms[ARMS[1]].numbers == "the score of 2 of 10 runs is not known"
+
+
+def test_the_sign_test_says_how_many_more_seeds_would_decide_it():
+    claim = replace(CLAIMS["C9"], arms=[ARMS[1]])
+    found = judge(claim, {**grid(), ARMS[1]: runs(ARMS[1], [0.3] * 2 + [0.9] * 8)}).arms[ARMS[1]]
+    assert found.verdict == INCONCLUSIVE  # 8 of 10 heads or more come in 0.0547 of draws, 9 of 11 in 0.0327
+    assert found.settle == "11 seeds, if all others agree with the 8"
 
 
 def test_at_the_ceiling_nothing_is_decided():
@@ -363,7 +392,7 @@ def test_every_claim_is_shipped_is_no_config_and_its_page_is_that_of_the_data(tm
     page = tmp_path / "claims.md"
     monkeypatch.setattr(command, "PAGE", page)
     assert cli.main(["claims", "--write"]) == 0
-    assert (BENCH.parents[3] / "docs/claims.md").read_text() == page.read_text(), "run `mtrl claims --write`"
+    assert (ROOT / "docs/claims.md").read_text() == page.read_text(), "run `mtrl claims --write`"
 
 
 def test_a_claims_commands_make_the_data_of_all_its_arms_and_of_its_positive_control():
@@ -384,6 +413,18 @@ def test_a_claims_commands_make_the_data_of_all_its_arms_and_of_its_positive_con
         needed = {*claim.arms, claim.reference, claim.control["better"], claim.control["worse"]} - {None}
         assert needed <= set(made), claim.name
         assert len(set.intersection(*(made[arm] for arm in needed))) >= 3, claim.name  # seeds, to pair by
+
+
+EVIDENCE = sorted((ROOT / "docs/results/evidence").rglob("evidence_*.csv"))
+
+
+@pytest.mark.parametrize("table", EVIDENCE, ids=lambda table: table.stem)
+def test_every_committed_run_has_the_settings_of_its_arm_today(table):
+    """A default that changes would make another arm of the same name: what is run next could not be compared."""
+    arms = {run.arm: run for run in plan(read_experiment(find_experiment(table.stem)), Path("runs"))}
+    for curve in read_table(table):
+        config = yaml.safe_load(arms[curve.arm.rpartition("/")[2]].request.text)
+        assert curve.settings["config"] == settings_of(config, {}, {})["config"], curve.path
 
 
 def test_the_command_judges_ones_own_runs_and_refuses_an_unknown_claim(capsys):

@@ -18,7 +18,7 @@ from mtrl.results.compare import (
     summarise,
     warnings,
 )
-from mtrl.results.figures import conflict_curves
+from mtrl.results.figures import conflict_curves, curves_figure
 from mtrl.results.reading import read_curve
 
 TASKS = ("a", "b")
@@ -240,6 +240,37 @@ def test_differences_are_from_the_reference_that_is_named(make_run, capsys):
     assert "reference: 'c' is none of the labels a, b" in capsys.readouterr().err
 
 
+def test_runs_without_a_pair_are_named_where_a_difference_is_paired(make_run, capsys):
+    for seed, mean in enumerate((0.7, 0.69, 0.7, 0.1)):
+        make_run(f"all/a/seed{seed}", {1: (mean, mean), 2: (mean, mean)})
+    make_run("all/a/seed4", {1: (0, 0)}, status="DIVERGED critic")
+    folder = [
+        make_run(f"all/b/seed{seed}", {1: (m, m), 2: (m, m)}) for seed, m in enumerate((0.62, 0.6, 0.64))
+    ]
+    assert cli.main(["compare", str(folder[0].parents[1]), "--reference", "b", "--json=-"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)["a"]["against"]
+    assert (found["runs"], len(found["left_out"])) == (3, 2)
+    assert "the difference of a from b is over the 3 seeds that both have, without " in captured.err
+    assert "a/seed4 (DIVERGED critic)" in captured.err
+
+
+def test_a_diverged_run_has_no_minutes_after_its_end(make_run):
+    make_run("all/a/seed0", {1: (1, 1), 2: (1, 1), 3: (1, 1)})
+    lost = make_run("all/a/seed1", {1: (1, 1)}, status="DIVERGED critic")
+    groups = group(read_curves([str(lost.parents[1])])[0])
+    assert summarise(groups)["a"]["minutes"] == 3
+    figure = curves_figure(groups, "minutes")
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [1, 2, 3]
+
+
+def test_unseen_goals_that_nobody_tried_are_unknown_for_a_diverged_run_too(make_run):
+    make_run("all/a/seed0", {1: (1, 1)})
+    lost = make_run("all/b/seed0", {1: (1, 1)}, status="DIVERGED critic")
+    found = summarise(group(read_curves([str(lost.parents[1])])[0]))
+    assert [row["unseen"]["mean"] for row in found.values()] == [None, None]
+
+
 def test_conflicts_are_averaged_over_seeds_and_over_the_second_half_of_each(make_run):
     runs = [make_run(f"x/seed{n}", {1: (1, 1)}, cosine=c) for n, c in enumerate((0.2, 0.4))]
     found = mean_conflict([read_curve(run) for run in runs])
@@ -298,6 +329,9 @@ def test_success_in_training_is_of_the_runs_that_have_it(make_run):
     lost = [replace(runs[0], status="DIVERGED", training_success=None), runs[2]]
     found = summarise({"a": lost})["a"]["training_success"]
     assert (found["mean"], found["runs"]) == (pytest.approx(0.2), 2)
+    assert summarise({"a": [lost[0], runs[1]]})["a"]["training_success"] == {"mean": None, "runs": 0}
+    stopped = replace(runs[0], status="FAILED disk")
+    assert stopped.at(stopped.steps).training_success is None  # half of its log is not half of a run's
 
 
 def test_every_figure_is_drawn_for_two_labels_and_a_bad_format_is_named(make_run, tmp_path, capsys):

@@ -281,6 +281,26 @@ def test_commands_that_only_read_load_no_torch(grid, arguments):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_younger_run_of_the_same_seed_does_not_replace_an_older_one(grid, tmp_path, capsys):
+    table = tmp_path / "t.csv"
+    assert cli.main(["export", str(grid), str(table)]) == 0
+    before = table.read_bytes()
+    evaluations = grid / "unitary/seed2/eval.jsonl"
+    evaluations.write_text(evaluations.read_text().splitlines(keepends=True)[0])
+    assert cli.main(["export", str(grid), str(table)]) == 2
+    assert "has grid/unitary, seed 2, with 100000 steps per task, which " in capsys.readouterr().err
+    assert table.read_bytes() == before
+
+
+def test_runs_of_two_folders_that_become_one_arm_are_named(grid, tmp_path, capsys):
+    other = tmp_path / "elsewhere/grid/unitary"
+    other.mkdir(parents=True)
+    (grid / "unitary/seed5").rename(other / "seed5")
+    assert cli.main(["export", str(grid), str(other.parent), str(tmp_path / "t.csv")]) == 0
+    told = capsys.readouterr().err
+    assert f"grid/unitary is one arm in the table, of the runs in {grid / 'unitary'}, {other}" in told
+
+
 def test_a_table_is_never_written_over_what_it_does_not_hold(grid, tmp_path, capsys):
     one, other = tmp_path / "one.csv", tmp_path / "other.csv"
     assert cli.main(["export", str(grid / "unitary"), str(one)]) == 0

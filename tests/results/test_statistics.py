@@ -148,6 +148,7 @@ def test_the_seeds_needed_are_the_known_ones():
     assert needed(power_non_superiority, 0.066, 0.1) == 7
     assert needed(power_equivalence, 0.045, 0.05) == 15
     assert needed(power_equivalence, 5.0, 0.05) is None
+    assert needed(power_non_superiority, 0.005, 0.05) == 3  # no test is made of fewer
 
 
 def test_the_interquartile_mean_is_over_runs_and_tasks():
