@@ -46,7 +46,8 @@ def merged_arms(curves: Sequence[Curve]) -> list[str]:
     """A line about each arm whose runs lie in several folders: the table has them as seeds of one."""
     folders: dict[str, dict[Path, None]] = {}
     for curve in curves:
-        folders.setdefault(curve.arm, {})[curve.folder] = None
+        if curve.path.is_dir():  # not of a table
+            folders.setdefault(curve.arm, {})[curve.folder] = None
     return [
         f"{arm} is one arm in the table, of the runs in {', '.join(map(str, places))}"
         for arm, places in folders.items()

@@ -299,6 +299,9 @@ def test_runs_of_two_folders_that_become_one_arm_are_named(grid, tmp_path, capsy
     assert cli.main(["export", str(grid), str(other.parent), str(tmp_path / "t.csv")]) == 0
     told = capsys.readouterr().err
     assert f"grid/unitary is one arm in the table, of the runs in {grid / 'unitary'}, {other}" in told
+    assert cli.main(["export", str(tmp_path / "t.csv"), str(tmp_path / "u.csv")]) == 0
+    assert cli.main(["export", str(tmp_path / "t.csv"), str(tmp_path / "u.csv")]) == 0
+    assert "is one arm" not in capsys.readouterr().err
 
 
 def test_a_table_is_never_written_over_what_it_does_not_hold(grid, tmp_path, capsys):
