@@ -147,12 +147,13 @@ def make_parameters(
 ) -> tuple[Module, Parameters]:
     """A network and its leaf parameters: each task's private ones are drawn anew."""
     first = build()
-    networks = [first, *(build() for _ in range(num_tasks - 1))] if first.private else [first]
+    own = first.private
+    networks = [first, *(build() for _ in range(num_tasks - 1))] if own else [first]
     of_task = [dict(network.named_parameters()) for network in networks]
 
     def leaf(tensor: Tensor) -> Tensor:
         return tensor.detach().clone(memory_format=torch.contiguous_format).to(device).requires_grad_()
 
-    shared = {k: leaf(v) for k, v in of_task[0].items() if k not in first.private}
-    private = {k: leaf(torch.stack([p[k] for p in of_task])) for k in of_task[0] if k in first.private}
+    shared = {k: leaf(v) for k, v in of_task[0].items() if k not in own}
+    private = {k: leaf(torch.stack([p[k] for p in of_task])) for k in of_task[0] if k in own}
     return first.to("meta"), Parameters(shared, private)

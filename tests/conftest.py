@@ -33,6 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def same_draws() -> None:
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # whatever a test before has set
 
 
 @pytest.fixture(autouse=True)

@@ -184,9 +184,8 @@ def test_an_observation_of_another_size_is_refused_by_the_policy(refused, finish
     assert "this policy takes 4 numbers and a one-hot" in refused("evaluate", str(finished))
 
 
-@pytest.mark.parametrize("arguments", ["train --sed 3", "evaluate nowhere", "train --agent.actor.hidden 64"])
-def test_the_installed_command_answers_the_same_way(tmp_path, arguments):
-    command = [str(Path(sys.executable).with_name("mtrl")), *arguments.split()]
+def test_the_installed_command_answers_the_same_way(tmp_path):
+    command = [str(Path(sys.executable).with_name("mtrl")), "train", "--sed", "3"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -74,7 +74,7 @@ def test_the_quick_report_leaves_out_only_the_environments(
     tiny: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "speed.json"
-    assert main(["bench", "--quick", "--rounds", "1", "--json", str(file)]) == 0
+    assert main(["bench", "--quick", "--rounds", "1", "--threads", "1", "--json", str(file)]) == 0
     report = json.loads(file.read_text())
     assert [k for k, verdict in bars.judge(report).items() if verdict == "missing"] == list(OF_TRAINING)
     table = capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_the_quick_report_leaves_out_only_the_environments(
 
 
 def test_without_a_file_the_report_is_a_table(tiny: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--rounds", "1"]) == 0
+    assert main(["bench", "--rounds", "1", "--threads", "1"]) == 0
     table = capsys.readouterr().out
     for key in bars.BARS:
         assert key in table
@@ -116,7 +116,7 @@ def test_the_kernels_that_are_timed_are_those_asked_for(
         )
 
     monkeypatch.setattr(updates, "make_agent", recorded)
-    assert main(["bench", "--quick", "--compiled", "--rounds", "1", "--json", "-"]) == 0
+    assert main(["bench", "--quick", "--compiled", "--rounds", "1", "--threads", "1", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["kernels"] == "compiled"
     assert {kernels for method, kernels in asked if method in updates.METHODS} == {"compiled", "plain"}
 
@@ -157,12 +157,12 @@ def test_the_optimizers_are_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "SETTINGS", TINY)
-    assert main(["bench", "optimizers", "--rounds", "1", "--json", "-"]) == 0
+    assert main(["bench", "optimizers", "--rounds", "1", "--threads", "1", "--json", "-"]) == 0
     timed = json.loads(capsys.readouterr().out)["optimizers"]
     assert set(timed) == set(OPTIMIZERS)
     assert timed["unitary"]["over_unitary"] == 1
     assert timed["pcgrad"]["solver_ms_50"] > 0
-    assert main(["bench", "optimizers", "--rounds", "1"]) == 0
+    assert main(["bench", "optimizers", "--rounds", "1", "--threads", "1"]) == 0
     assert "pcgrad" in capsys.readouterr().out
 
 
@@ -212,7 +212,9 @@ def test_environments_loop_and_memory_are_measured_on_a_small_suite() -> None:
 
 
 def test_tuning_names_overrides_that_train_takes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--tune", "--config", "point", "--rounds", "1", "--json", "-"]) == 0
+    assert (
+        main(["bench", "--tune", "--config", "point", "--rounds", "1", "--threads", "1", "--json", "-"]) == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert result["recommended"] in result["choices"]
     precisions = {c.split("--agent.precision ")[1].split()[0] for c in result["choices"]}

@@ -75,7 +75,11 @@ def imports(path: Path) -> set[str]:
             found.add(node.module)
             # `from mtrl import sac` imports mtrl.sac
             inside = ROOT / node.module.replace(".", "/")
-            found |= {f"{node.module}.{a.name}" for a in node.names if (inside / f"{a.name}.py").is_file()}
+            found |= {
+                f"{node.module}.{a.name}"
+                for a in node.names
+                if (inside / f"{a.name}.py").is_file() or (inside / a.name / "__init__.py").is_file()
+            }
     return found
 
 
@@ -92,10 +96,10 @@ MEET_ENVS = {"mtrl.settings.keys", "mtrl.settings.train"}  # beside the command 
 def test_the_reader_of_imports_finds_them(tmp_path):
     path = tmp_path / "module.py"
     path.write_text(
-        "import a.b\nfrom c import d\nfrom mtrl import sac\ndef f():\n    import e\n"
+        "import a.b\nfrom c import d\nfrom mtrl import envs, sac\ndef f():\n    import e\n"
         "if TYPE_CHECKING:\n    import hidden\n"
     )
-    assert imports(path) == {"a.b", "c", "mtrl", "mtrl.sac", "e"}
+    assert imports(path) == {"a.b", "c", "mtrl", "mtrl.envs", "mtrl.sac", "e"}
     assert {"mtrl.sac", "mtrl.train", "mtrl.optimizers.pcgrad", "mtrl.commands.train"} < set(MTRL)
     assert "mtrl.gradients" in GRAPH["mtrl.sac"]
     assert {"mtrl.envs.vec", "mtrl.envs.protocol"} < set(ENVS)

@@ -123,6 +123,24 @@ def batches(absent: bool) -> list[tuple[Batch, tuple[Tensor, Tensor]]]:
     return found
 
 
+def others(ti: int, cl: int, th: int, me: int) -> tuple[str, bool, bool, tuple[bool, bool]]:
+    """The settings that go with a task input, a critic's loss, a temperature's loss and a method, by their places."""
+    norms = ((ti // 2 + cl // 2 + th) % 2 == 1, (cl + me // 2 + ti // 2) % 2 == 1)
+    scale = REWARD_SCALES[(ti + cl + 2 * th + me) % len(REWARD_SCALES)]
+    return scale, (ti // 2 + cl + th + me) % 2 == 1, (ti + cl // 2 + me) % 2 == 1, norms
+
+
+def test_every_pair_of_settings_occurs():
+    rows = [
+        (*places, scale, absent, shared, *norms)
+        for places in itertools.product(*map(range, (len(TASK_INPUTS), len(CRITIC_LOSSES), 2, len(METHODS))))
+        for scale, absent, shared, norms in [others(*places)]
+    ]
+    for a, b in itertools.combinations(range(len(rows[0])), 2):
+        kinds = len({row[a] for row in rows}) * len({row[b] for row in rows})
+        assert len({(row[a], row[b]) for row in rows}) == kinds, (a, b)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("through", ["log_alpha", "alpha"])
 @pytest.mark.parametrize("critic_loss", CRITIC_LOSSES)
@@ -130,27 +148,22 @@ def batches(absent: bool) -> list[tuple[Batch, tuple[Tensor, Tensor]]]:
 def test_three_updates_leave_the_parameters_of_an_update_written_apart(
     task_input, critic_loss, through, method
 ):
-    # half of what can be combined, in which every pair of settings occurs
-    places = (TASK_INPUTS.index(task_input), CRITIC_LOSSES.index(critic_loss), METHODS.index(method))
-    parity = sum(places) + (through == "alpha")
-    for number, (scale, absent) in enumerate(itertools.product(REWARD_SCALES, (False, True))):
-        if (number // 2 + absent + parity) % 2:
-            continue
-        settings = (task_input, critic_loss, through, scale, method)
-        shared_alpha, norms = number % 3 == 0, (number % 2 == 0, number % 4 < 2)
-        agents = [agent_of(*settings, kernels, shared_alpha, norms) for kernels in KERNELS]
-        state, recipe = independent(agents[0], method, scale, critic_loss, through)
-        for batch, noise in batches(absent):
-            full = batch._replace(weight=torch.ones(T, B).double() if batch.weight is None else batch.weight)
-            independent_update.update(state, recipe, full._asdict(), noise)
-            for agent in agents:
-                agent.update(batch, Noise(*noise, (), (), (), ()))
-        for agent, kernels in zip(agents, KERNELS, strict=True):
-            for name in ("actor", "critic", "target", "averaged"):
-                for key, ours in getattr(agent, name).tensors():
-                    torch.testing.assert_close(
-                        ours.detach(), getattr(state, name)[key].detach(), rtol=1e-9, atol=1e-9,
-                        msg=lambda text, w=(kernels, scale, absent, name, key): f"{w}: {text}",
-                    )  # fmt: skip
-            log_alpha = next(agent.temperature.tensors())[1]
-            torch.testing.assert_close(log_alpha.detach(), state.log_alpha.detach(), rtol=1e-9, atol=1e-9)
+    ti, cl, me = TASK_INPUTS.index(task_input), CRITIC_LOSSES.index(critic_loss), METHODS.index(method)
+    scale, absent, shared_alpha, norms = others(ti, cl, int(through == "alpha"), me)
+    settings = (task_input, critic_loss, through, scale, method)
+    agents = [agent_of(*settings, kernels, shared_alpha, norms) for kernels in KERNELS]
+    state, recipe = independent(agents[0], method, scale, critic_loss, through)
+    for batch, noise in batches(absent):
+        full = batch._replace(weight=torch.ones(T, B).double() if batch.weight is None else batch.weight)
+        independent_update.update(state, recipe, full._asdict(), noise)
+        for agent in agents:
+            agent.update(batch, Noise(*noise, (), (), (), ()))
+    for agent, kernels in zip(agents, KERNELS, strict=True):
+        for name in ("actor", "critic", "target", "averaged"):
+            for key, ours in getattr(agent, name).tensors():
+                torch.testing.assert_close(
+                    ours.detach(), getattr(state, name)[key].detach(), rtol=1e-9, atol=1e-9,
+                    msg=lambda text, w=(kernels, scale, absent, name, key): f"{w}: {text}",
+                )  # fmt: skip
+        log_alpha = next(agent.temperature.tensors())[1]
+        torch.testing.assert_close(log_alpha.detach(), state.log_alpha.detach(), rtol=1e-9, atol=1e-9)

@@ -528,8 +528,9 @@ def test_padded_rows_change_nothing(make_agent, make_batch, optimizer):
     assert_same(everything(agents[0]), everything(agents[1]))
     if optimizer == "unitary":  # the others' draws differ when tasks are selected
         agents[2].update(Batch(*(column[:, :5] for column in batch[:5])), cut(noise, 5))
-        for key, value in everything(agents[2]).items():
-            torch.testing.assert_close(everything(agents[0])[key], value, rtol=1e-3, atol=1e-5)
+        for name, learner in agents[2].learners.items():  # Adam's first step does not tell a gradient's size
+            found, expected = (one.gradient.buffer for one in (agents[0].learners[name], learner))
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_first_update_without_a_task_leaves_its_parameters_and_temperature(make_agent, make_batch):

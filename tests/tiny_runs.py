@@ -66,6 +66,11 @@ def train_until(step: int, folder: Path, *more: str, base: list[str] = POINT) ->
         assert train(folder, *more, base=base) == 4
 
 
+def resumed(folder: Path) -> list[int]:
+    """The steps per task that a run went on from."""
+    return [entry["steps_per_task"] for entry in json.loads((folder / "meta.json").read_text())["resumed"]]
+
+
 def status(folder: Path) -> str:
     return (folder / "STATUS").read_text()
 

@@ -46,11 +46,11 @@ def play(tasks: tuple[str, ...], steps: int, **named: Any) -> tuple[list[np.ndar
 
 @pytest.mark.usefixtures("needs_screen")
 def test_each_simulated_env_in_turn_shows_what_it_shows_alone_and_steps_as_without_pictures() -> None:
-    plain, _ = play(TASKS, 4, workers=0)
-    seen, together = play(TASKS, 4, render_mode="rgb_array", workers=1)
+    plain, _ = play(TASKS, 2, workers=0)
+    seen, together = play(TASKS, 2, render_mode="rgb_array", workers=1)
     np.testing.assert_array_equal(plain, seen)
     for t, task in enumerate(TASKS):
-        _, alone = play((task,), 4, render_mode="rgb_array")
+        _, alone = play((task,), 2, render_mode="rgb_array")
         np.testing.assert_array_equal([pictures[t] for pictures in together], [p[0] for p in alone])
     assert len({pictures.tobytes() for pictures in together[0]}) == len(TASKS)
     assert (together[0] != together[-1]).any()
@@ -68,6 +68,15 @@ def test_simulated_pictures_are_the_right_way_up() -> None:
 
 
 def test_no_picture_sets_a_variable_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(screen, "_works", lambda way: True)
+    screen.drawing.cache_clear()
+    screen.drawing()
+    screen.drawing.cache_clear()
+    assert "MUJOCO_GL" not in os.environ
+
+
+def test_a_way_of_drawing_that_does_not_work_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     monkeypatch.setattr(screen, "_works", lambda way: False)
     screen.drawing.cache_clear()

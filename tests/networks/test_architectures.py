@@ -122,8 +122,8 @@ def test_each_networks_gradient_is_that_of_t_backward_passes_on_every_path(
                 close(value, reference[key], msg=lambda text, key=key: f"{key}: {text}")
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_in_bfloat16_the_fast_paths_gradient_points_where_plain_float32_does(make, make_batch, name):
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != OWN])  # which has no fast path
+def test_in_bfloat16_each_gradient_on_the_fast_path_is_that_of_plain_float32(make, make_batch, name):
     batch = make_batch(T, B)
     for part in ("critic", "actor"):
         found = []
@@ -134,30 +134,25 @@ def test_in_bfloat16_the_fast_paths_gradient_points_where_plain_float32_does(mak
             gradient = multitask_gradient(
                 make_optimizer("pcgrad", T, seed=3), loss, params, *inputs, path=agent.path
             )
-            found.append(torch.cat([g.flatten() for part in gradient.params for g in part.values()]))
-        assert torch.cosine_similarity(*found, dim=0) > 0.99
+            found.append(dict(gradient.params.tensors()))
+        exact, rounded = found
+        for key, reference in exact.items():
+            assert (rounded[key] - reference).norm() <= 0.4 * reference.norm(), key
 
 
-@pytest.mark.parametrize("dropout", [0.3, 0.0])
-@pytest.mark.parametrize("name", OPTIONS)
-def test_three_steps_on_the_fast_path_are_three_steps_of_plain_torch(make, make_batch, name, dropout):
-    part = {"dropout": dropout}
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != OWN])
+def test_an_update_on_the_fast_path_has_the_gradients_of_plain_torch(make, make_batch, name):
     plain, fast = (
-        make(name, kernels=kernels, optimizer="pcgrad", part=part) for kernels in ("plain", "torch")
+        make(name, kernels=kernels, optimizer="pcgrad", part={"dropout": 0.3})
+        for kernels in ("plain", "torch")
     )
-    for step in range(3):
-        noise = plain.draw_noise(B)
-        for agent in (plain, fast):
-            agent.update(make_batch(T, B, seed=step), noise)
-    for first, second in (
-        (plain.actor, fast.actor),
-        (plain.critic, fast.critic),
-        (plain.target, fast.target),
-    ):
-        for (key, mine), (_, theirs) in zip(first.tensors(), second.tensors(), strict=True):
-            # Adam's first steps have the size of the rate, 3e-4, whatever the gradient's: rounding may turn one
-            assert (mine - theirs).abs().max() < 2e-3, key
-            assert (mine - theirs).abs().mean() < 2e-5, key
+    noise, batch = plain.draw_noise(B), make_batch(T, B)
+    for agent in (plain, fast):
+        agent.update(batch, noise)
+    for part in ("critic", "actor"):  # Adam's first step would not tell a gradient's size
+        found, expected = (agent.learners[part].gradient.parameters for agent in (fast, plain))
+        for (key, mine), (_, theirs) in zip(found.tensors(), expected.tensors(), strict=True):
+            assert (mine - theirs).norm() <= 1e-3 * theirs.norm() + 1e-7, key
 
 
 @pytest.mark.parametrize("method", ["unitary", "pcgrad", "graddrop"])

@@ -20,7 +20,7 @@ from mtrl.results.statistics import (
     why_no_interval,
 )
 
-DRAWS = 3000
+DRAWS = 1500
 A, B = np.array([0.4, 0.6, 0.5, 0.7]), np.array([0.1, 0.3, 0.5, 0.2])
 
 

@@ -62,17 +62,17 @@ def test_a_size_that_no_film_has_is_refused_from_python_too(
 
 
 def test_filming_changes_no_number_and_two_films_are_the_same(run: Path, tmp_path: Path) -> None:
-    policy, protocol = load_policy(run / "policy.safetensors"), Protocol("point", horizon=30, num_goals=3)
-    plain = evaluate(policy, make_suite(protocol, evaluation=True), 3)
+    policy, protocol = load_policy(run / "policy.safetensors"), Protocol("point", horizon=10, num_goals=2)
+    plain = evaluate(policy, make_suite(protocol, evaluation=True), 2)
     files = [tmp_path / "a.gif", tmp_path / "b.gif"]
     for file in files:
         envs = make_suite(protocol, evaluation=True, render_mode="rgb_array")
-        filmed = film(policy, envs, file, episodes=3)
+        filmed = film(policy, envs, file, episodes=2)
         for name, task in plain.tasks.items():
             np.testing.assert_array_equal(filmed.tasks[name].returns, task.returns)
             np.testing.assert_array_equal(filmed.tasks[name].success, task.success)
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert Image.open(files[0]).n_frames == 1 + 3 * 30
+    assert Image.open(files[0]).n_frames == 1 + 2 * 10
 
 
 def test_a_tile_tells_the_numbers_of_the_episode_that_it_shows(

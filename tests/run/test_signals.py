@@ -20,7 +20,7 @@ from mtrl.run.signals import Signals
 from mtrl.run.status import read_status
 
 OURS = (str(Path(train_command.__file__).parents[1] / "run"), train_command.__file__)
-MOMENTS = 5
+MOMENTS = 3
 
 
 class Watch:
