@@ -182,9 +182,11 @@ def conflict_curves(groups: Mapping[str, Sequence[Curve]], size: Size) -> Figure
         axes.set_ylim(-0.02, 1.02)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("pairs of tasks in conflict")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(groups), 4)
-    )
+    handles, labels = panels[0].get_legend_handles_labels()
+    fit = int(
+        11 * size[0] // (max(map(len, labels)) + 6)
+    )  # about eleven letters to the inch, six for a line's sample
+    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, min(len(labels), fit)))
     return figure
 
 

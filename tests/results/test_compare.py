@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mtrl import cli
 from mtrl.config import ConfigError
@@ -332,6 +333,18 @@ def test_success_in_training_is_of_the_runs_that_have_it(make_run):
     assert summarise({"a": [lost[0], runs[1]]})["a"]["training_success"] == {"mean": None, "runs": 0}
     stopped = replace(runs[0], status="FAILED disk")
     assert stopped.at(stopped.steps).training_success is None  # half of its log is not half of a run's
+
+
+def test_the_legend_of_the_conflict_curves_is_not_cut(make_run):
+    curve = replace(
+        read_curve(make_run("a/seed0", {1: (1, 1)})), conflict={n: np.ones(1) for n in ("critic", "actor")}
+    )
+    figure = conflict_curves(
+        {name: [curve] * 5 for name in ("bare_unitary", "no_layer_norm", "pcgrad", "cagrad")}
+    )
+    FigureCanvasAgg(figure).draw()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
 def test_every_figure_is_drawn_for_two_labels_and_a_bad_format_is_named(make_run, tmp_path, capsys):
