@@ -340,7 +340,8 @@ def test_the_legend_of_the_conflict_curves_is_not_cut(make_run):
         read_curve(make_run("a/seed0", {1: (1, 1)})), conflict={n: np.ones(1) for n in ("critic", "actor")}
     )
     figure = conflict_curves(
-        {name: [curve] * 5 for name in ("bare_unitary", "no_layer_norm", "pcgrad", "cagrad")}
+        {name: [curve] * 5 for name in ("bare_unitary", "no_layer_norm", "bare_pcgrad", "bare_cagrad")},
+        (8, 3.4),
     )
     FigureCanvasAgg(figure).draw()
     box = figure.legends[0].get_window_extent()
