@@ -66,6 +66,7 @@ def policies(root: Path) -> dict[str, bytes]:
 @pytest.mark.timeout(600)
 def test_a_sweep_interrupted_twice_ends_by_the_same_command_with_the_bytes_of_single_runs(file, tmp_path):
     runs = tmp_path / "pieces"
+    file.write_text(FILE.replace("150", "400"))  # long enough to be stopped in their middle
     arguments = [str(file), f"--runs={runs}", "--jobs=2", "--seeds=0"]
     command = [sys.executable, "-m", "mtrl.cli", "sweep", *arguments]
     for begun in (2, 5):  # of six checkpoints, two of each run
@@ -227,10 +228,10 @@ def test_an_array_of_jobs_is_stopped_with_a_checkpoint_and_queued_again_until_it
     assert (folder / "STATUS").read_text().startswith("INTERRUPTED by SIGUSR1")
     assert newest_checkpoint(folder) > 0
     file.write_text(FILE)
-    again = [file, "--seeds=0", "--index=0", f"--runs={tmp_path}/short"]
+    environment["SLURM_ARRAY_TASK_ID"] = "1"
     for _ in range(2):  # the second time there is nothing to do
-        assert sweep(*again) == 0
-        assert sorted(policies(tmp_path / "short")) == ["unitary/seed0"]
+        assert subprocess.run(["bash", "-c", script], env=environment, timeout=60).returncode == 0
+        assert sorted(policies(tmp_path / "runs")) == ["pcgrad/seed0", "unitary/seed0"]
 
 
 def signal_children(pid: int, number: int) -> None:
@@ -241,7 +242,7 @@ def signal_children(pid: int, number: int) -> None:
 
 def test_a_run_of_other_settings_in_the_folder_is_never_taken_for_a_result(file, tmp_path, capsys):
     arguments = [f"--runs={tmp_path / 'runs'}", "--only", "unitary", "--seeds", "0"]
-    assert sweep(file, *arguments, "--index=0") == 0
+    assert sweep(file, *arguments) == 0
     file.write_text(FILE.replace("replay.batch_size: 8", "replay.batch_size: 16"))
     capsys.readouterr()
     assert sweep(file, *arguments) == 2
@@ -252,7 +253,7 @@ def test_a_run_of_other_settings_in_the_folder_is_never_taken_for_a_result(file,
 
 def test_a_finished_run_that_lacks_a_label_and_later_settings_is_a_result_still(file, tmp_path, capsys):
     arguments = [f"--runs={tmp_path / 'runs'}", "--only", "unitary", "--seeds", "0"]
-    assert sweep(file, *arguments, "--index=0") == 0
+    assert sweep(file, *arguments) == 0
     folder = tmp_path / "runs/methods/unitary/seed0"
     config = (folder / "config.yaml").read_text()
     lines = [line for line in config.splitlines() if not line.startswith(("label:", "video_every:"))]
