@@ -153,7 +153,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> Policy:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):  # the latter where torch has no CUDA
-        raise PolicyError(f"device: {str(device)!r} is none of this machine; use cpu") from None
+        raise PolicyError(f"device: {str(device)!r} is not available on this machine; use cpu") from None
     try:
         there = path.is_file()
     except OSError as error:

@@ -259,7 +259,7 @@ def test_tensors_of_another_type_are_refused(policy, tmp_path):
 @pytest.mark.parametrize("device", ["cuda:99", "tpuu"])
 def test_a_device_that_is_not_there_is_named_and_the_file_is_not_called_damaged(make_agent, tmp_path, device):
     make_agent().policy.save(tmp_path / "p.safetensors")
-    with pytest.raises(PolicyError, match=f"^device: '{device}' is none of this machine; use cpu$"):
+    with pytest.raises(PolicyError, match=f"^device: '{device}' is not available on this machine; use cpu$"):
         load_policy(tmp_path / "p.safetensors", device)
 
 
