@@ -28,12 +28,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("run", type=str, help="a run's folder")
     parser.add_argument("folder", type=str, help="the folder to make; it must not exist")
     parser.add_argument("--name", type=str, help="the policy's name; default: that of the folder")
-    parser.add_argument(
-        "--checkpoint",
-        choices=["best", "last"],
-        default="last",
-        help="which policy of the run (last); best is the best in training",
-    )
+    parser.add_checkpoint()
     parser.add_import()
     args = parser.parse_args(arguments)
     require_cards()

@@ -28,12 +28,7 @@ APART = 1_000_003  # between the seed of a run's goals and that of those it neve
 def main(arguments: list[str]) -> int:
     parser = Parser(prog="mtrl evaluate", description=__doc__)
     parser.add_argument("run", type=str, help="a run's folder, one that `mtrl card` made, or a policy file")
-    parser.add_argument(
-        "--checkpoint",
-        choices=["best", "last"],
-        default="last",
-        help="which policy of a run (last); best is the best in training",
-    )
+    parser.add_checkpoint()
     parser.add_argument(
         "--episodes",
         type=int,

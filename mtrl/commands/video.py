@@ -26,12 +26,7 @@ def main(arguments: list[str]) -> int:
         "--out", type=str, help=".mp4, .gif, or .png for the end alone; default: video.mp4 next to the policy"
     )
     parser.add_argument("--tile", type=int, default=TILE, help="pixels of a tile's side; even")
-    parser.add_argument(
-        "--checkpoint",
-        choices=["best", "last"],
-        default="last",
-        help="which policy of a run (last); best is the best in training",
-    )
+    parser.add_checkpoint()
     parser.add_argument("--seed", type=int, help="draw other goals than the run's")
     parser.add_import()
     args = parser.parse_args(arguments)

@@ -379,10 +379,11 @@ def judge_sign(claim: Claim, curves: Sequence[Curve]) -> Finding:
     numbers = (
         f"{k} of {n} runs {what}, mean {values.mean():.3f}, p most {p_value(p_most)}, p few {p_value(p_few)}"
     )
+    if verdict != INCONCLUSIVE:
+        return Finding(verdict, numbers)
     misses = min(k, n - k)
     needed = next(runs for runs in count(n + 1) if binom.cdf(misses, runs, 0.5) < ALPHA)
-    settle = "" if verdict != INCONCLUSIVE else f"{needed} seeds, if all others agree with the {n - misses}"
-    return Finding(verdict, numbers, settle)
+    return Finding(verdict, numbers, f"{needed} seeds, if all others agree with the {n - misses}")
 
 
 def judge_control(claim: Claim, arms: Arms) -> Finding:

@@ -360,10 +360,9 @@ def described(values: Array) -> dict[str, Any]:
 
 def in_training(curves: Sequence[Curve]) -> dict[str, Any]:
     """Success in training, of the runs of which it is known, then 0 for a diverged one: their number is told."""
-    told = [0.0 if curve.diverged else curve.training_success for curve in curves]
-    if all(curve.diverged or value is None for curve, value in zip(curves, told, strict=True)):
-        told = []
-    values = np.array([value for value in told if value is not None])
+    told = [c.training_success for c in curves if not c.diverged and c.training_success is not None]
+    lost = [0.0 for curve in curves if curve.diverged]
+    values = np.array([*told, *lost] if told else [])
     return {**(described(values) if len(values) else {"mean": None}), "runs": len(values)}
 
 

@@ -23,6 +23,13 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
+    def add_checkpoint(self) -> None:
+        """The option that chooses between a run's two policies."""
+        self.add_argument(
+            "--checkpoint", choices=["best", "last"], default="last",
+            help="which policy of a run (last); best is the best in training",
+        )  # fmt: skip
+
     def add_import(self) -> None:
         """The option by which a person lets a policy's file name classes and functions of a module."""
         self.add_argument(
